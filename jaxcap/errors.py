@@ -1,0 +1,24 @@
+"""What the person in front of the terminal did wrong, and how a command says so."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Input that only the user can mend: one clear sentence saying what, where, and what to do.
+
+    Commands print it without a traceback and exit with status 2.
+    """
+
+
+def run_command(main: Callable[[], int | None]) -> None:
+    """Runs a command's `main` and exits with its status: 2 and one sentence on a `UserError`."""
+    try:
+        status = main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status)

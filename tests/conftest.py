@@ -1,0 +1,24 @@
+"""Fixtures of the whole suite. Eight virtual CPU devices exist before JAX starts."""
+
+import os
+from pathlib import Path
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import pytest  # noqa: E402
+
+_SHARED = Path(os.environ.get("JAXCAP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+@pytest.fixture
+def shared():
+    """`shared("flickr8k", "README.md")` is a development file; the test skips where it is not there."""
+
+    def locate(*parts: str) -> Path:
+        path = _SHARED.joinpath(*parts)
+        if not path.exists():
+            pytest.skip(f"development file {'/'.join(parts)} is not here")
+        return path
+
+    return locate
