@@ -1,0 +1,173 @@
+"""Scores equal coco-caption's, whose Python scorers (package pycocoevalcap) run beside ours on the same tokens."""
+
+import collections
+import random
+import time
+
+import pytest
+
+from jaxcap import metrics, ptb
+from jaxcap.errors import UserError
+
+REFERENCES = {
+    "sea": ["A brown dog runs along the beach.", "A dog is running on wet sand near the sea", "The dog runs"],
+    "park": ["Two children play football in a park .", "Kids kick a ball, laughing.", "two kids and a ball"],
+    "street": ["A man in a red shirt rides a bicycle down the street."],
+    "rock": ["A woman climbs a steep rock wall", "a climber on a rock face", "Someone's climbing!", "a rock climber",
+             "A woman with a rope is climbing up a steep, grey rock"],
+}
+CANDIDATES = {"rock": "a woman is climbing a steep rock", "street": "a man rides a bicycle down the street .",
+              "sea": "a dog runs along the beach", "park": "two boys are in a park with a park bench"}
+
+
+def coco_caption(candidates, references):
+    """coco-caption's own numbers on our tokens: corpus scores (BLEU 0–1), CIDEr and ROUGE-L per photo."""
+    bleu = pytest.importorskip("pycocoevalcap.bleu.bleu", reason="pycocoevalcap is not installed")
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    truth = {i: [ptb.tokenize(text) for text in texts] for i, texts in references.items()}
+    ours = {i: [ptb.tokenize(candidates[i])] for i in references}
+    bleus, _ = bleu.Bleu(4).compute_score(truth, ours, verbose=0)
+    cider, ciders = Cider().compute_score(truth, ours)
+    rouge, rouges = Rouge().compute_score(truth, ours)
+    return ({f"bleu{n}": b for n, b in enumerate(bleus, 1)} | {"cider": cider, "rouge_l": rouge},
+            dict(zip(truth, ciders)), dict(zip(truth, rouges)))
+
+
+def assert_equal_to_coco_caption(candidates, references):
+    theirs, ciders, rouges = coco_caption(candidates, references)
+    ours = metrics.score(candidates, references)
+    photos = metrics.per_photo(candidates, references)
+    assert set(ours) == set(theirs)
+    for n in (1, 2, 3, 4):
+        assert ours[f"bleu{n}"] / 100 == pytest.approx(theirs[f"bleu{n}"], abs=5e-5)
+    for name in ("cider", "rouge_l"):
+        assert ours[name] == pytest.approx(theirs[name], abs=1e-6)
+    for i in references:
+        assert photos[i]["cider"] == pytest.approx(ciders[i], abs=1e-6)
+        assert photos[i]["rouge_l"] == pytest.approx(rouges[i], abs=1e-6)
+
+
+@pytest.fixture
+def flickr8k(shared):
+    """1,000 real photos: four references each, and as candidate the fifth, half of them shuffled or cut."""
+    captions = collections.defaultdict(list)
+    for line in shared("flickr8k", "Flickr8k_text", "Flickr8k.token.txt").read_text().splitlines():
+        name, caption = line.split("\t")
+        captions[name.split("#")[0]].append(caption)
+    photos = [name for name, texts in captions.items() if len(texts) == 5][:1000]
+    rng = random.Random(0)
+    candidates = {}
+    for name in photos:
+        words = captions[name][0].split()
+        candidates[name] = " ".join(words if rng.random() < 0.5 else rng.sample(words, rng.randint(1, len(words))))
+    return candidates, {name: captions[name][1:] for name in photos}
+
+
+def test_equal_to_coco_caption_on_ragged_references():
+    assert_equal_to_coco_caption(CANDIDATES, REFERENCES)
+
+
+def test_equal_to_coco_caption_with_empty_and_one_word_captions():
+    references = REFERENCES | {"blank": ["...", "A wall ."], "word": ["Snow", "snow !"]}
+    assert_equal_to_coco_caption(CANDIDATES | {"blank": "", "word": "snow"}, references)
+    assert_equal_to_coco_caption(CANDIDATES | {"blank": "a wall", "word": ""}, references)
+
+
+def test_equal_to_coco_caption_on_one_photo():
+    assert_equal_to_coco_caption({"sea": CANDIDATES["sea"]}, {"sea": REFERENCES["sea"]})
+
+
+def test_equal_to_coco_caption_on_real_captions(flickr8k):
+    assert_equal_to_coco_caption(*flickr8k)
+
+
+def test_scoring_again_is_faster_than_coco_caption(flickr8k):
+    candidates, captions = flickr8k
+    references = metrics.References(captions)
+    metrics.score(candidates, references)
+    start = time.perf_counter()
+    metrics.score(candidates, references)
+    ours = time.perf_counter() - start
+    start = time.perf_counter()
+    coco_caption(candidates, captions)
+    assert ours < time.perf_counter() - start
+
+
+def test_identical_candidates_score_full_marks():
+    scores = metrics.score({i: texts[-1] for i, texts in REFERENCES.items()}, REFERENCES)
+    assert [scores[f"bleu{n}"] for n in (1, 2, 3, 4)] == pytest.approx([100] * 4)
+    assert scores["rouge_l"] == pytest.approx(1)
+
+
+def test_cider_of_the_only_reference_is_ten():
+    references = {"a": ["a red ball on the grass"], "b": ["two blue boxes stand here"]}
+    assert metrics.score({i: t[0] for i, t in references.items()}, references)["cider"] == pytest.approx(10)
+
+
+def test_known_bleu():
+    # By hand: clipped 1-grams 4/5, 2-grams 2/4; 5 words beside a reference of 6: brevity penalty exp(1 - 6/5).
+    scores = metrics.score({"x": "the cat on the mat"}, {"x": ["a cat is on the mat"]})
+    penalty = 0.8187307531
+    assert scores["bleu1"] == pytest.approx(100 * penalty * 4 / 5)
+    assert scores["bleu2"] == pytest.approx(100 * penalty * (4 / 5 * 2 / 4) ** 0.5)
+    assert scores["bleu4"] == 0
+
+
+def test_all_captions_empty_scores_zero():
+    assert set(metrics.score(dict.fromkeys(REFERENCES, ""), REFERENCES).values()) == {0}
+
+
+def test_order_of_photos_does_not_matter():
+    backwards = dict(reversed(REFERENCES.items()))
+    assert metrics.score(CANDIDATES, backwards) == pytest.approx(metrics.score(CANDIDATES, REFERENCES))
+
+
+def test_references_are_tokenized_once(monkeypatch):
+    references = metrics.References(REFERENCES)
+    calls = []
+    tokenize = ptb.tokenize
+    monkeypatch.setattr(ptb, "tokenize", lambda text: calls.append(text) or tokenize(text))
+    first, second = metrics.score(CANDIDATES, references), metrics.score(CANDIDATES, references)
+    assert first == second
+    assert sorted(calls) == sorted(2 * list(CANDIDATES.values()))
+
+
+def test_photos_average_to_the_score():
+    photos = metrics.per_photo(CANDIDATES, REFERENCES)
+    scores = metrics.score(CANDIDATES, REFERENCES)
+    for name in ("cider", "rouge_l"):
+        assert sum(p[name] for p in photos.values()) / len(photos) == pytest.approx(scores[name])
+    assert photos["sea"]["bleu4"] > photos["park"]["bleu4"] > 0
+
+
+def test_novelty_looks_past_case_and_punctuation():
+    train = ["A dog runs.", "Two cats", "two cats"]
+    assert metrics.novelty({"1": "a dog runs", "2": "Two cats .", "3": "a dog", "4": "two cats"}, train) == 0.75
+    assert metrics.novelty({"1": "a dog runs"}, []) == 0
+
+
+def test_variety():
+    assert metrics.variety({"1": "a dog runs .", "2": "A dog runs", "3": "cats", "4": "a cat"}) == {
+        "distinct": 0.75, "words": 2.25, "vocabulary": 5}
+
+
+@pytest.mark.parametrize("candidates, references, says", [
+    ({}, {"a": ["x"]}, "no captions to score"),
+    ({"a": "x"}, {}, "no photo"),
+    ({"a": "x"}, {"a": []}, "1 photo (a) without a reference"),
+    ({"a": "x"}, {"a": ["x"], "b": ["y"], "c": ["z"]}, "2 photos (b, c) of the references without a caption"),
+    ({n: "x" for n in "abcdef"}, {"a": ["x"]}, "5 photos (b, c, d, …) with a caption but no reference"),
+])
+@pytest.mark.parametrize("function", [metrics.score, metrics.per_photo])
+def test_bad_input_is_a_clear_sentence(function, candidates, references, says):
+    with pytest.raises(UserError) as error:
+        function(candidates, references)
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize("function", [lambda: metrics.novelty({}, ["a dog"]), lambda: metrics.variety({})])
+def test_no_candidates_is_a_clear_sentence(function):
+    with pytest.raises(UserError, match="no captions to score"):
+        function()
