@@ -1,0 +1,265 @@
+"""Prepared data sets: one record a photo, in TFDS's layout as ArrayRecord, written once and read at random without TensorFlow.
+
+A data set lies in `<data_dir>/<name>[-label]/<size>/<version>/`: the records that TFDS wrote (any TFDS reads them with
+`builder_from_directory`), and beside them one `<split>.index.json` with every image id and caption, so that text is
+there at once without touching the photos. A directory is renamed into place when it is whole, or does not exist.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from jaxcap import config
+from jaxcap.errors import UserError
+
+_BUILDERS = {  # data.name → where its CaptionBuilder is
+    "shapes": "jaxcap.data.shapes:Shapes",
+    "flickr8k": "jaxcap.data.flickr8k:Flickr8k",
+    "coco": "jaxcap.data.coco:Coco",
+    "folder": "jaxcap.data.folder:Folder",
+}
+_DRAWN = ("shapes",)  # made of code alone, so opening one prepares it
+_SHARD_BYTES = 128 << 20  # pixels a file; a writer holds one such file's photos at a time
+
+
+@dataclass(frozen=True)
+class Record:
+    """One photo and its captions, as a builder yields it and `CaptionBuilder` writes it."""
+
+    image_id: str
+    image_HWC: np.ndarray  # uint8 [size, size, 3]
+    captions: Sequence[str]
+    extra: Mapping[str, str] = field(default_factory=dict)  # one text for each name in the builder's EXTRA
+
+
+class CaptionBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+    """Base of all data sets: writes what `contents` yields as ArrayRecord, in that order. Its TFDS config is the size.
+
+    A subclass sets `VERSION` (raise it when records change), `EXTRA` (names of further texts of a record) and
+    implements `contents`. TFDS's shard-based builder is used because its generator-based one sorts every split in
+    memory or in a second copy on disk, and loses the order.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    EXTRA: tuple[str, ...] = ()
+
+    def __init__(self, data: config.Data):
+        self.name = dataset_name(data)
+        self.size = data.size
+        self._index: dict[str, dict] = {}
+        version = str(self.VERSION)
+        with _quiet():
+            super().__init__(data_dir=os.fspath(data_dir(data)),
+                             config=tfds.core.BuilderConfig(name=str(data.size), version=version))
+
+    @abstractmethod
+    def contents(self) -> dict[str, Sequence[Record]]:
+        """Split name → its records, each made only when it is asked for. A split without records is left out."""
+
+    def prepare(self) -> Path:
+        """Writes the data set unless it is there, all of it or nothing, and returns its directory.
+
+        Raises `UserError` if the directory cannot be written or the disk is full.
+        """
+        path = Path(self.data_dir)
+        if path.exists():
+            return path
+        try:
+            with _quiet(), tempfile.TemporaryDirectory() as unused:  # TFDS makes a download directory come what may
+                self.download_and_prepare(file_format="array_record", download_dir=unused)
+        except OSError as error:
+            if not (path / "dataset_info.json").exists():  # unless another process was faster
+                raise UserError(f"cannot write the data set to {path}: {error.strerror or error}; free the disk or "
+                                "name another directory with --data-dir (data.dir=… in a config)") from error
+        return path
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image": tfds.features.Tensor(shape=(self.size, self.size, 3), dtype=np.uint8, encoding="bytes"),
+            "image_id": tfds.features.Text(),
+            "captions": tfds.features.Sequence(tfds.features.Text()),
+            **{name: tfds.features.Text() for name in self.EXTRA},
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _shard_iterators_per_split(self, dl_manager):
+        per_shard = max(1, _SHARD_BYTES // (self.size * self.size * 3))
+        shards = {}
+        for split, records in self.contents().items():
+            if len(records):
+                index = {"image_ids": [], "captions": [], "extra": {name: [] for name in self.EXTRA}}
+                self._index[split] = index | {"hash": hashlib.blake2b(digest_size=16)}
+                shards[split] = [_Shard(self._index[split], records, start, min(start + per_shard, len(records)))
+                                 for start in range(0, len(records), per_shard)]
+        return shards
+
+    def _download_and_prepare(self, dl_manager, download_config=None) -> None:
+        super()._download_and_prepare(dl_manager, download_config)
+        for split, index in self._index.items():  # self.data_dir is still TFDS's temporary directory here
+            index["fingerprint"] = index.pop("hash").hexdigest()
+            Path(self.data_dir, f"{split}.index.json").write_text(json.dumps(index, ensure_ascii=False), "utf-8")
+
+
+@dataclass
+class _Shard:
+    """The generator of one file, which notes what it has written in the split's index."""
+
+    index: dict
+    records: Sequence[Record]
+    start: int
+    stop: int
+
+    def __call__(self) -> Iterator[tuple[int, dict]]:
+        for i in range(self.start, self.stop):
+            record = self.records[i]
+            captions = list(record.captions)
+            self.index["image_ids"].append(record.image_id)
+            self.index["captions"].append(captions)
+            for name, texts in self.index["extra"].items():
+                texts.append(record.extra[name])
+            self.index["hash"].update(json.dumps([record.image_id, captions, dict(record.extra)]).encode())
+            self.index["hash"].update(np.ascontiguousarray(record.image_HWC))
+            yield i, {"image": record.image_HWC, "image_id": record.image_id, "captions": captions, **record.extra}
+
+
+@dataclass(frozen=True)
+class Split:
+    """A prepared split, or several joined with "+", with random access. Cheap to pickle: workers open the files anew."""
+
+    path: Path  # the data set's directory
+    name: str  # as in "train+restval"
+    image_ids: list[str]
+    captions: list[list[str]]  # of each photo, as they were written by people
+    extra: dict[str, list[str]]  # further texts of each photo, such as the objects that Shapes drew
+    fingerprint: str  # of ids, captions and pixels: equal if and only if the content is
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def image(self, i: int) -> np.ndarray:
+        """Photo `i` as uint8 [H, W, 3]."""
+        return self._source[int(i)]["image"]
+
+    def images(self, indices: Sequence[int]) -> np.ndarray:
+        """Photos as uint8 [n, H, W, 3]; `indices` may repeat and come in any order."""
+        if not len(indices):
+            return np.zeros((0, *self._source.dataset_info.features["image"].shape), np.uint8)
+        return np.stack([self.image(i) for i in indices])
+
+    @property
+    def _source(self):
+        if "_opened" not in self.__dict__:
+            with _quiet():
+                source = tfds.builder_from_directory(self.path).as_data_source(self.name)
+            object.__setattr__(self, "_opened", source)
+        return self._opened
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key != "_opened"}
+
+
+def open_split(data: config.Data, split: str) -> Split:
+    """The prepared split `split` of `data`; "a+b" joins splits in that order. Shapes is drawn first if need be.
+
+    Raises `UserError` if the data set is not prepared (with the command that does it), is damaged, or lacks the split.
+    """
+    path = _prepared(data)
+    offered = _offered(path)
+    names = split.split("+")
+    if missing := [name for name in names if name not in offered]:
+        raise UserError(f"data set {dataset_name(data)} has no split {missing[0]!r}; it offers {', '.join(offered)}")
+    if len(set(names)) < len(names):
+        raise UserError(f"split {split!r} names the same split twice")
+    parts = [_read_index(path, name) for name in names]
+    fingerprints = [part["fingerprint"] for part in parts]
+    joined = hashlib.blake2b("+".join(fingerprints).encode(), digest_size=16).hexdigest()
+    return Split(
+        path=path,
+        name=split,
+        image_ids=[image_id for part in parts for image_id in part["image_ids"]],
+        captions=[captions for part in parts for captions in part["captions"]],
+        extra={key: [text for part in parts for text in part["extra"][key]] for key in parts[0]["extra"]},
+        fingerprint=fingerprints[0] if len(parts) == 1 else joined,
+    )
+
+
+def splits(data: config.Data) -> list[str]:
+    """Names of the splits that the prepared data set offers. Raises `UserError` if it is not prepared."""
+    return _offered(_prepared(data))
+
+
+def data_dir(data: config.Data) -> Path:
+    """Where prepared data sets are kept: `data.dir`, or $JAXCAP_DATA, or ~/.cache/jaxcap/data."""
+    return Path(data.dir or os.environ.get("JAXCAP_DATA") or "~/.cache/jaxcap/data").expanduser().absolute()
+
+
+def dataset_name(data: config.Data) -> str:
+    """The directory name of a data set: its name, and its label if it has one."""
+    return f"{data.name}-{data.label}" if data.label else data.name
+
+
+def builder_class(name: str) -> type[CaptionBuilder]:
+    """The builder of the data set `name` (one of `config.Data.name`'s)."""
+    module, attribute = _BUILDERS[name].split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def prepared_path(data: config.Data) -> Path:
+    """The directory of the prepared data set, whether or not it exists."""
+    return data_dir(data) / dataset_name(data) / str(data.size) / str(builder_class(data.name).VERSION)
+
+
+def remove(data: config.Data) -> None:
+    """Deletes the prepared data set, if there is one."""
+    shutil.rmtree(prepared_path(data), ignore_errors=True)
+
+
+def _prepared(data: config.Data) -> Path:
+    path = prepared_path(data)
+    if path.exists():
+        return path
+    if data.name in _DRAWN:
+        return builder_class(data.name)(data).prepare()
+    label = f" --captions FILE --label {data.label or 'NAME'}" if data.name == "folder" else ""
+    where = f" --data-dir {data.dir}" if data.dir else ""
+    raise UserError(f"data set {dataset_name(data)} is not prepared at size {data.size} in {data_dir(data)}; run: "
+                    f"python -m jaxcap.prepare {data.name} --source DIR{label} --size {data.size}{where}")
+
+
+def _offered(path: Path) -> list[str]:
+    order = {"train": 0, "restval": 1, "val": 2, "test": 3}
+    names = [file.name.removesuffix(".index.json") for file in path.glob("*.index.json")]
+    return sorted(names, key=lambda name: (order.get(name, len(order)), name))
+
+
+def _read_index(path: Path, split: str) -> dict:
+    try:
+        return json.loads((path / f"{split}.index.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"the prepared data set in {path} is damaged ({error}); delete it and prepare it again") from error
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Silences TFDS, which announces downloads that do not happen; our own progress bars are on stderr."""
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(level)
