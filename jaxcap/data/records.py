@@ -12,6 +12,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import tempfile
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+from tqdm import tqdm
 
 from jaxcap import config
 from jaxcap.errors import UserError
@@ -32,6 +34,7 @@ _BUILDERS = {  # data.name → where its CaptionBuilder is
     "folder": "jaxcap.data.folder:Folder",
 }
 _DRAWN = ("shapes",)  # made of code alone, so opening one prepares it
+_INDEX = ".index.json"
 _SHARD_BYTES = 128 << 20  # pixels a file; a writer holds one such file's photos at a time
 
 
@@ -59,11 +62,12 @@ class CaptionBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     def __init__(self, data: config.Data):
         self.name = dataset_name(data)
         self.size = data.size
+        self.target = prepared_path(data, self.VERSION)  # TFDS's data_dir is another while it writes
+        self.beside: dict[str, str] = {}  # file name → text that `contents` wants to lie beside the records
         self._index: dict[str, dict] = {}
-        version = str(self.VERSION)
         with _quiet():
             super().__init__(data_dir=os.fspath(data_dir(data)),
-                             config=tfds.core.BuilderConfig(name=str(data.size), version=version))
+                             config=tfds.core.BuilderConfig(name=str(data.size), version=str(self.VERSION)))
 
     @abstractmethod
     def contents(self) -> dict[str, Sequence[Record]]:
@@ -74,17 +78,14 @@ class CaptionBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
         Raises `UserError` if the directory cannot be written or the disk is full.
         """
-        path = Path(self.data_dir)
-        if path.exists():
-            return path
-        try:
-            with _quiet(), tempfile.TemporaryDirectory() as unused:  # TFDS makes a download directory come what may
-                self.download_and_prepare(file_format="array_record", download_dir=unused)
-        except OSError as error:
-            if not (path / "dataset_info.json").exists():  # unless another process was faster
-                raise UserError(f"cannot write the data set to {path}: {error.strerror or error}; free the disk or "
-                                "name another directory with --data-dir (data.dir=… in a config)") from error
-        return path
+        if not self.target.exists():
+            try:
+                with _quiet(), tempfile.TemporaryDirectory() as unused:  # TFDS makes a download directory come what may
+                    self.download_and_prepare(file_format="array_record", download_dir=unused)
+            except (OSError, RuntimeError, ValueError) as error:  # ArrayRecord says "no space" as a RuntimeError
+                if not self.target.exists():  # otherwise another process was faster
+                    raise UserError(cannot_write(self.target, error)) from error
+        return self.target
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
@@ -97,30 +98,36 @@ class CaptionBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     def _shard_iterators_per_split(self, dl_manager):
         per_shard = max(1, _SHARD_BYTES // (self.size * self.size * 3))
+        contents = {split: records for split, records in self.contents().items() if len(records)}
+        self._bar = progress("writing", sum(map(len, contents.values())))
         shards = {}
-        for split, records in self.contents().items():
-            if len(records):
-                index = {"image_ids": [], "captions": [], "extra": {name: [] for name in self.EXTRA}}
-                self._index[split] = index | {"hash": hashlib.blake2b(digest_size=16)}
-                shards[split] = [_Shard(self._index[split], records, start, min(start + per_shard, len(records)))
-                                 for start in range(0, len(records), per_shard)]
+        for split, records in contents.items():
+            index = {"image_ids": [], "captions": [], "extra": {name: [] for name in self.EXTRA}}
+            self._index[split] = index | {"hash": hashlib.blake2b(digest_size=16)}
+            shards[split] = [_Shard(self._index[split], records, start, min(start + per_shard, len(records)),
+                                    self._bar)
+                             for start in range(0, len(records), per_shard)]
         return shards
 
     def _download_and_prepare(self, dl_manager, download_config=None) -> None:
         super()._download_and_prepare(dl_manager, download_config)
-        for split, index in self._index.items():  # self.data_dir is still TFDS's temporary directory here
+        self._bar.close()
+        for split, index in self._index.items():
             index["fingerprint"] = index.pop("hash").hexdigest()
-            Path(self.data_dir, f"{split}.index.json").write_text(json.dumps(index, ensure_ascii=False), "utf-8")
+            Path(self.data_dir, split + _INDEX).write_text(json.dumps(index, ensure_ascii=False), "utf-8")
+        for name, text in self.beside.items():
+            Path(self.data_dir, name).write_text(text, "utf-8")
 
 
 @dataclass
 class _Shard:
-    """The generator of one file, which notes what it has written in the split's index."""
+    """The generator of one file, which notes in the split's index what it has written."""
 
     index: dict
     records: Sequence[Record]
     start: int
     stop: int
+    bar: tqdm
 
     def __call__(self) -> Iterator[tuple[int, dict]]:
         for i in range(self.start, self.stop):
@@ -133,6 +140,7 @@ class _Shard:
             self.index["hash"].update(json.dumps([record.image_id, captions, dict(record.extra)]).encode())
             self.index["hash"].update(np.ascontiguousarray(record.image_HWC))
             yield i, {"image": record.image_HWC, "image_id": record.image_id, "captions": captions, **record.extra}
+            self.bar.update()
 
 
 @dataclass(frozen=True)
@@ -217,14 +225,39 @@ def builder_class(name: str) -> type[CaptionBuilder]:
     return getattr(importlib.import_module(module), attribute)
 
 
-def prepared_path(data: config.Data) -> Path:
-    """The directory of the prepared data set, whether or not it exists."""
-    return data_dir(data) / dataset_name(data) / str(data.size) / str(builder_class(data.name).VERSION)
+def prepared_path(data: config.Data, version=None) -> Path:
+    """The directory of the prepared data set (default: in its builder's version), whether or not it exists."""
+    version = version or builder_class(data.name).VERSION
+    return data_dir(data) / dataset_name(data) / str(data.size) / str(version)
 
 
-def remove(data: config.Data) -> None:
-    """Deletes the prepared data set, if there is one."""
-    shutil.rmtree(prepared_path(data), ignore_errors=True)
+@contextlib.contextmanager
+def set_aside(data: config.Data) -> Iterator[None]:
+    """Clears the place of a prepared data set for a new one; if that is not made, the old one comes back."""
+    path = prepared_path(data)
+    aside = path.with_name(path.name + ".replaced")
+    if path.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+    try:
+        yield
+    finally:
+        if path.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        elif aside.exists():
+            aside.rename(path)
+
+
+def cannot_write(path: Path, error: Exception) -> str:
+    """The sentence for a data set that could not be written to `path`."""
+    reason = getattr(error, "strerror", None) or error
+    return f"cannot write to {path}: {reason}; free the disk or name another directory with --data-dir (data.dir)"
+
+
+def progress(what: str, total: int, initial: int = 0) -> tqdm:
+    """A bar with photos/s and an ETA on stderr, which seldom speaks where nobody watches."""
+    pause = 0.2 if sys.stderr.isatty() else 10.0
+    return tqdm(desc=what, total=total, initial=initial, unit=" photos", mininterval=pause, dynamic_ncols=True)
 
 
 def _prepared(data: config.Data) -> Path:
@@ -241,13 +274,13 @@ def _prepared(data: config.Data) -> Path:
 
 def _offered(path: Path) -> list[str]:
     order = {"train": 0, "restval": 1, "val": 2, "test": 3}
-    names = [file.name.removesuffix(".index.json") for file in path.glob("*.index.json")]
+    names = [file.name.removesuffix(_INDEX) for file in path.glob("*" + _INDEX)]
     return sorted(names, key=lambda name: (order.get(name, len(order)), name))
 
 
 def _read_index(path: Path, split: str) -> dict:
     try:
-        return json.loads((path / f"{split}.index.json").read_text("utf-8"))
+        return json.loads((path / (split + _INDEX)).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"the prepared data set in {path} is damaged ({error}); delete it and prepare it again") from error
 

@@ -1,0 +1,260 @@
+"""Decodes the photos of a data set once, in parallel, onto disk, so that an interrupted `prepare` resumes where it was.
+
+The stage is a directory beside the data set's future place, `<version>.staging/`: the pixels of photo i at offset
+i · size² · 3 of `pixels`, and a journal that says which photos are there. A line enters the journal only after its
+pixels have reached the disk, so that neither Ctrl-C nor a power cut leaves a line without pixels.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from jaxcap import config
+from jaxcap.data import photos
+from jaxcap.data.records import CaptionBuilder, Record, cannot_write, progress
+from jaxcap.errors import UserError
+
+_JOURNAL_EVERY = 256  # photos between two lines of the journal: what a power cut loses at most
+
+
+class Source(Protocol):
+    """Where the bytes of a photo are; `str` of it names the place for people."""
+
+    def read(self) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class File:
+    """A photo in a file of its own."""
+
+    path: Path
+
+    def read(self) -> bytes:
+        return self.path.read_bytes()
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True)
+class ZipMember:
+    """A photo inside a zip archive, which is read without unpacking it."""
+
+    archive: Path
+    member: str
+
+    def read(self) -> bytes:
+        return _zip(self.archive).read(self.member)
+
+    def __str__(self) -> str:
+        return f"{self.archive}!{self.member}"
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo to prepare, and what people wrote about it."""
+
+    image_id: str
+    captions: tuple[str, ...]
+    source: Source
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a data set's source holds, before any photo is opened."""
+
+    splits: dict[str, list[Photo]]
+    problems: tuple[str, ...] = ()  # "name: reason" of what is left out, one a line
+
+
+class PhotoBuilder(CaptionBuilder, skip_registration=True):
+    """A data set made of photo files: stages every photo of a plan, skips the damaged ones by name, writes the rest.
+
+    Args: data: names the data set and its size. plan: its photos. workers: decoding threads.
+    After `prepare`, `skipped` has one "name: reason" for everything left out; it also lies beside the records.
+    """
+
+    def __init__(self, data: config.Data, plan: Plan, workers: int = 0):
+        super().__init__(data)
+        self.plan = plan
+        self.workers = workers or len(os.sched_getaffinity(0))
+        self.skipped: list[str] = []
+        self._directory = self.target.with_name(self.target.name + ".staging")
+
+    def prepare(self) -> Path:
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(cannot_write(self._directory, error)) from error
+        with _only_one(self._directory):
+            for abandoned in self.target.parent.glob(self.target.name + ".incomplete*"):  # TFDS's, from a killed run
+                shutil.rmtree(abandoned, ignore_errors=True)
+            path = super().prepare()
+            shutil.rmtree(self._directory, ignore_errors=True)
+        return path
+
+    def contents(self) -> dict[str, Sequence[Record]]:
+        staged = stage([photo for items in self.plan.splits.values() for photo in items], self.size, self._directory, self.workers)
+        self.skipped = [*self.plan.problems, *staged.damaged.values()]
+        self.beside["skipped.txt"] = "".join(line + "\n" for line in self.skipped)
+        contents, start = {}, 0
+        for split, items in self.plan.splits.items():
+            good = [i for i in range(start, start + len(items)) if i not in staged.damaged]
+            contents[split] = _StagedRecords(items, staged.pixels_NHWC, good, start)
+            start += len(items)
+        return contents
+
+
+
+@dataclass(frozen=True)
+class _StagedRecords(Sequence):
+    items: list[Photo]
+    pixels_NHWC: np.ndarray
+    good: list[int]  # of the stage
+    start: int  # of the split in the stage
+
+    def __len__(self) -> int:
+        return len(self.good)
+
+    def __getitem__(self, i: int) -> Record:
+        item = self.items[self.good[i] - self.start]
+        return Record(item.image_id, self.pixels_NHWC[self.good[i]], item.captions)
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Photos on disk at their final size."""
+
+    pixels_NHWC: np.ndarray  # uint8, mapped from the file; zeros where damaged
+    damaged: dict[int, str]  # photo → "name: reason"
+
+
+def stage(items: Sequence[Photo], size: int, directory: Path, workers: int) -> Staged:
+    """Decodes and resizes `items` to `size` into `directory`, except those that an earlier, interrupted call has done.
+
+    Raises `UserError` if no photo at all can be read, or the disk is full: what is done then stays.
+    """
+    try:
+        _restart_if_other(items, size, directory)
+        done = _read_journal(directory / "journal", len(items))
+        _check_space(directory, (len(items) - len(done)) * size * size * 3 + len(items) * size * size * 3)
+        damaged = _decode(items, size, directory, done, workers)
+    except OSError as error:
+        raise UserError(cannot_write(directory, error)) from error
+    if len(damaged) == len(items):
+        raise UserError(f"none of the {len(items)} photos can be read; the first is {next(iter(damaged.values()))}")
+    pixels_NHWC = np.memmap(directory / "pixels", np.uint8, "r", shape=(len(items), size, size, 3))
+    return Staged(pixels_NHWC, damaged)
+
+
+def _decode(items: Sequence[Photo], size: int, directory: Path, done: set[int], workers: int) -> dict[int, str]:
+    """Stages all that is not `done`; returns what is damaged."""
+    pixels = os.open(directory / "pixels", os.O_RDWR | os.O_CREAT)
+    todo = [i for i in range(len(items)) if i not in done]
+    damaged, finished = {}, []
+
+    def work(i: int) -> tuple[int, str]:
+        try:
+            image_HWC = photos.load(items[i].source.read(), size)
+        except photos.DamagedPhoto as error:
+            return i, str(error)
+        except FileNotFoundError:
+            return i, "there is no such file"
+        except (OSError, zipfile.BadZipFile, KeyError) as error:
+            return i, f"it cannot be read ({error})"
+        _write(pixels, image_HWC.tobytes(), i * size * size * 3)  # here, so that no result waits in memory
+        return i, ""
+
+    def note() -> None:
+        os.fdatasync(pixels)
+        with open(directory / "journal", "a") as journal:
+            journal.write("".join(f"{i}\n" for i in finished))
+        finished.clear()
+
+    bar = progress("decoding", len(items), initial=len(done))
+    pool = ThreadPoolExecutor(workers)
+    cv2_threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # the photos are the parallel part
+    try:
+        os.ftruncate(pixels, len(items) * size * size * 3)
+        for i, reason in pool.map(work, todo):
+            bar.update()
+            if reason:
+                damaged[i] = f"{items[i].image_id}: {reason}"
+            else:
+                finished.append(i)
+            if len(finished) == _JOURNAL_EVERY:
+                note()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        bar.close()
+        cv2.setNumThreads(cv2_threads)
+        try:
+            note()
+        finally:
+            os.close(pixels)
+    return damaged
+
+
+def _write(file: int, data: bytes, offset: int) -> None:
+    """All of `data` at `offset`: the system may write less at a time, last of all before the disk is full."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(file, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _stage_path(path: Path) -> Path:
+    return path.with_name(path.name + ".staging")
+
+
+def _read_journal(path: Path, count: int) -> set[int]:
+    if not path.exists():
+        return set()
+    lines = path.read_text().split("\n")[:-1]  # a last line without its end was cut off
+    return {int(line) for line in lines if line.isdigit() and int(line) < count}
+
+
+def _restart_if_other(items: Sequence[Photo], size: int, directory: Path) -> None:
+    """Empties the stage if it was made for other photos or another size."""
+    plan = hashlib.blake2b(json.dumps([size, [[item.image_id, str(item.source)] for item in items]]).encode())
+    note = directory / "plan"
+    if not note.exists() or note.read_text() != plan.hexdigest():
+        for name in ("plan", "journal", "pixels"):
+            (directory / name).unlink(missing_ok=True)
+        note.write_text(plan.hexdigest())
+
+
+def _check_space(directory: Path, needed: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise UserError(f"preparing in {directory.parent} needs {needed / 1e9:.1f} GB while it runs, half of them "
+                        f"afterwards, but {free / 1e9:.1f} GB are free; name another directory with --data-dir")
+
+
+@contextlib.contextmanager
+def _only_one(directory: Path) -> Iterator[None]:
+    with open(directory / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is preparing this data set in {directory}; wait for it") from None
+        yield
+
+
+@lru_cache(maxsize=None)
+def _zip(path: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
