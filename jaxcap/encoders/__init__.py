@@ -1,0 +1,73 @@
+"""The networks that turn a photo into features, each described by one `EncoderSpec`.
+
+A network's file holds its module, its preprocessing and the tables that map published weights to it, and ends with
+`SPEC` or, for a family, `SPECS`. It is imported only when one of its names is asked for.
+"""
+
+import difflib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxcap.encoders import layers
+from jaxcap.errors import UserError
+from jaxcap.weights import Entry
+
+_FILES = {
+    "small_cnn": "small_cnn",
+    "inception_v3": "inception_v3",
+    "efficientnet_lite0": "efficientnet_lite",
+    "efficientnet_lite1": "efficientnet_lite",
+    "efficientnet_lite2": "efficientnet_lite",
+}
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """One network: how to build it, what it expects, where its published weights are, and its published figures."""
+
+    name: str
+    module: Callable[..., nn.Module]  # module(dtype=jnp.float32, remat=False)
+    image_size: int  # published side of the square input; any other works
+    features: int  # F, channels of the last feature map
+    preprocess: Callable[[jax.Array], jax.Array]  # image_BHWC in [0, 1] → the range that the network was trained on
+    tables: dict[str, Callable[[], dict[str, Entry]]] = field(default_factory=dict)  # by format: "keras", "torch"
+    package: str = ""  # file pattern of the published weights, starting with the import name of the pip package
+    source: str = ""  # paper, and where the weights come from
+    parameters: int = 0  # moving statistics included, classifier left out
+    gmacs: float = 0.0  # multiply-adds of one photo at image_size, in 10⁹, classifier left out
+    top1: float | None = None  # published ImageNet accuracy, %
+    top5: float | None = None
+
+
+def names() -> list[str]:
+    """The encoders that `get` knows."""
+    return list(_FILES)
+
+
+def get(name: str) -> EncoderSpec:
+    """The encoder called `name`. Raises `UserError`, naming the nearest one, if there is none."""
+    if name not in _FILES:
+        near = difflib.get_close_matches(name, _FILES, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(_FILES)}"
+        raise UserError(f"there is no encoder {name!r}; {hint}")
+    module = importlib.import_module(f"jaxcap.encoders.{_FILES[name]}")
+    return module.SPECS[name] if hasattr(module, "SPECS") else module.SPEC
+
+
+def fold(spec: EncoderSpec, variables: dict, dtype=jnp.float32) -> Callable[[jax.Array], jax.Array]:
+    """The frozen encoder as a pure function image_BHWC → features_BHWF, batch norm folded into the convolutions.
+
+    The function is a pytree (`jax.tree_util.Partial`) that carries the weights: jit may take it as an argument.
+    """
+    params = layers.fold(variables)
+    module = spec.module(dtype=dtype)
+
+    def apply(params, image_BHWC):
+        return module.apply({"params": params}, image_BHWC, batch_norm="folded")
+
+    return jax.tree_util.Partial(apply, params)
