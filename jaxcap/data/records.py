@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+from array_record.python import array_record_module
+from tensorflow_datasets.core.writer import ExampleWriter
 from tqdm import tqdm
 
 from jaxcap import config
@@ -109,6 +111,9 @@ class CaptionBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
                              for start in range(0, len(records), per_shard)]
         return shards
 
+    def _example_writer(self):
+        return _PlainWriter(tfds.core.FileFormat.ARRAY_RECORD)
+
     def _download_and_prepare(self, dl_manager, download_config=None) -> None:
         super()._download_and_prepare(dl_manager, download_config)
         self._bar.close()
@@ -117,6 +122,16 @@ class CaptionBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             Path(self.data_dir, split + _INDEX).write_text(json.dumps(index, ensure_ascii=False), "utf-8")
         for name, text in self.beside.items():
             Path(self.data_dir, name).write_text(text, "utf-8")
+
+
+class _PlainWriter(ExampleWriter):
+    """TFDS's writer without compression: pixels shrink by a fifth only, and take ten times as long to write, twice to read."""
+
+    def write(self, path, examples) -> None:
+        writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
+        for _, example in examples:
+            writer.write(example)
+        writer.close()
 
 
 @dataclass
@@ -163,9 +178,10 @@ class Split:
 
     def images(self, indices: Sequence[int]) -> np.ndarray:
         """Photos as uint8 [n, H, W, 3]; `indices` may repeat and come in any order."""
-        if not len(indices):
-            return np.zeros((0, *self._source.dataset_info.features["image"].shape), np.uint8)
-        return np.stack([self.image(i) for i in indices])
+        image_NHWC = np.empty((len(indices), *self._source.dataset_info.features["image"].shape), np.uint8)
+        for image_HWC, i in zip(image_NHWC, indices, strict=True):
+            image_HWC[...] = self.image(i)
+        return image_NHWC
 
     @property
     def _source(self):
