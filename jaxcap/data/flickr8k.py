@@ -4,7 +4,7 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
-from jaxcap.data.staging import File, Photo, PhotoBuilder, Plan
+from jaxcap.data.staging import File, Photo, PhotoBuilder, Plan, require_directory
 from jaxcap.errors import UserError
 
 _PHOTOS = ("Flicker8k_Dataset", "Flickr8k_Dataset")  # the first, misspelt, is the official one
@@ -27,6 +27,7 @@ def plan(source: Path) -> Plan:
     A split is offered if its list is there with at least one of its photos. Raises `UserError` if the directory is not
     in this layout or nothing can be paired.
     """
+    require_directory(source)
     folder = next((source / name for name in _PHOTOS if (source / name).is_dir()), None)
     if folder is None:
         raise UserError(f"{source} has no directory {_PHOTOS[0]}: --source must hold the photos in {_PHOTOS[0]}/ and the "
@@ -40,11 +41,10 @@ def plan(source: Path) -> Plan:
         there = [name for name in listed if name in names and name in captions]
         if there:
             splits[split] = [Photo(name, tuple(captions[name]), File(folder / name)) for name in there]
-            problems += [f"{name}: is listed in {file} but has no {'photo' if name in captions else 'captions'}"
-                         for name in listed if name not in names or name not in captions]
+            problems += [f"{name}: is listed in {file} but has no captions" for name in listed if name not in captions]
     if not splits:
         raise UserError(f"none of the photos in {folder} is listed in {source / _TEXT} with a caption")
-    return Plan(splits, tuple(dict.fromkeys(problems)))
+    return Plan(splits, tuple(problems))
 
 
 def _read_tokens(path: Path) -> dict[str, list[str]]:

@@ -67,6 +67,7 @@ class CaptionBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         self.target = prepared_path(data, self.VERSION)  # TFDS's data_dir is another while it writes
         self.beside: dict[str, str] = {}  # file name → text that `contents` wants to lie beside the records
         self._index: dict[str, dict] = {}
+        self._bar: tqdm | None = None
         with _quiet():
             super().__init__(data_dir=os.fspath(data_dir(data)),
                              config=tfds.core.BuilderConfig(name=str(data.size), version=str(self.VERSION)))
@@ -84,7 +85,7 @@ class CaptionBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             try:
                 with _quiet(), tempfile.TemporaryDirectory() as unused:  # TFDS makes a download directory come what may
                     self.download_and_prepare(file_format="array_record", download_dir=unused)
-            except (OSError, RuntimeError, ValueError) as error:  # ArrayRecord says "no space" as a RuntimeError
+            except OSError as error:
                 if not self.target.exists():  # otherwise another process was faster
                     raise UserError(cannot_write(self.target, error)) from error
         return self.target
@@ -115,8 +116,11 @@ class CaptionBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         return _PlainWriter(tfds.core.FileFormat.ARRAY_RECORD)
 
     def _download_and_prepare(self, dl_manager, download_config=None) -> None:
-        super()._download_and_prepare(dl_manager, download_config)
-        self._bar.close()
+        try:
+            super()._download_and_prepare(dl_manager, download_config)
+        finally:
+            if self._bar is not None:
+                self._bar.close()
         for split, index in self._index.items():
             index["fingerprint"] = index.pop("hash").hexdigest()
             Path(self.data_dir, split + _INDEX).write_text(json.dumps(index, ensure_ascii=False), "utf-8")
@@ -128,10 +132,22 @@ class _PlainWriter(ExampleWriter):
     """TFDS's writer without compression: pixels shrink by a fifth only, and take ten times as long to write, twice to read."""
 
     def write(self, path, examples) -> None:
-        writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
+        with _as_os_error():
+            writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
         for _, example in examples:
-            writer.write(example)
-        writer.close()
+            with _as_os_error():
+                writer.write(example)
+        with _as_os_error():
+            writer.close()
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+    """ArrayRecord reports a full disk as a RuntimeError with a long story, of which the first clause matters."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        raise OSError(str(error).split(";")[0]) from error
 
 
 @dataclass
@@ -298,7 +314,7 @@ def _read_index(path: Path, split: str) -> dict:
     try:
         return json.loads((path / (split + _INDEX)).read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"the prepared data set in {path} is damaged ({error}); delete it and prepare it again") from error
+        raise UserError(f"the prepared data set in {path} is damaged ({error}); prepare it again with --force") from error
 
 
 @contextlib.contextmanager

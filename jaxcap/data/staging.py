@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import zipfile
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -80,6 +81,15 @@ class Plan:
     problems: tuple[str, ...] = ()  # "name: reason" of what is left out, one a line
 
 
+def require_directory(source: Path) -> None:
+    """Raises `UserError` unless `source` is a directory that can be listed."""
+    if not source.is_dir():
+        what = "is not a directory" if source.exists() else "does not exist"
+        raise UserError(f"--source {source} {what}")
+    if not os.access(source, os.R_OK | os.X_OK):
+        raise UserError(f"--source {source} may not be read")
+
+
 class PhotoBuilder(CaptionBuilder, skip_registration=True):
     """A data set made of photo files: stages every photo of a plan, skips the damaged ones by name, writes the rest.
 
@@ -100,7 +110,7 @@ class PhotoBuilder(CaptionBuilder, skip_registration=True):
         except OSError as error:
             raise UserError(cannot_write(self._directory, error)) from error
         with _only_one(self._directory):
-            for abandoned in self.target.parent.glob(self.target.name + ".incomplete*"):  # TFDS's, from a killed run
+            for abandoned in self.target.parent.glob("incomplete.*_" + self.target.name):  # TFDS's, from a killed run
                 shutil.rmtree(abandoned, ignore_errors=True)
             path = super().prepare()
             shutil.rmtree(self._directory, ignore_errors=True)
@@ -162,9 +172,10 @@ def stage(items: Sequence[Photo], size: int, directory: Path, workers: int) -> S
 
 def _decode(items: Sequence[Photo], size: int, directory: Path, done: set[int], workers: int) -> dict[int, str]:
     """Stages all that is not `done`; returns what is damaged."""
-    pixels = os.open(directory / "pixels", os.O_RDWR | os.O_CREAT)
+    pixels = os.open(directory / "pixels", os.O_RDWR | os.O_CREAT, 0o666)
     todo = [i for i in range(len(items)) if i not in done]
-    damaged, finished = {}, []
+    damaged: dict[int, str] = {}
+    finished: deque[int] = deque()  # in the file, not yet in the journal
 
     def work(i: int) -> tuple[int, str]:
         try:
@@ -176,13 +187,14 @@ def _decode(items: Sequence[Photo], size: int, directory: Path, done: set[int], 
         except (OSError, zipfile.BadZipFile, KeyError) as error:
             return i, f"it cannot be read ({error})"
         _write(pixels, image_HWC.tobytes(), i * size * size * 3)  # here, so that no result waits in memory
+        finished.append(i)
         return i, ""
 
     def note() -> None:
+        batch = [finished.popleft() for _ in range(len(finished))]
         os.fdatasync(pixels)
         with open(directory / "journal", "a") as journal:
-            journal.write("".join(f"{i}\n" for i in finished))
-        finished.clear()
+            journal.write("".join(f"{i}\n" for i in batch))
 
     bar = progress("decoding", len(items), initial=len(done))
     pool = ThreadPoolExecutor(workers)
@@ -194,9 +206,7 @@ def _decode(items: Sequence[Photo], size: int, directory: Path, done: set[int], 
             bar.update()
             if reason:
                 damaged[i] = f"{items[i].image_id}: {reason}"
-            else:
-                finished.append(i)
-            if len(finished) == _JOURNAL_EVERY:
+            if len(finished) >= _JOURNAL_EVERY:
                 note()
     finally:
         pool.shutdown(cancel_futures=True)
@@ -241,8 +251,8 @@ def _restart_if_other(items: Sequence[Photo], size: int, directory: Path) -> Non
 def _check_space(directory: Path, needed: int) -> None:
     free = shutil.disk_usage(directory).free
     if needed > free:
-        raise UserError(f"preparing in {directory.parent} needs {needed / 1e9:.1f} GB while it runs, half of them "
-                        f"afterwards, but {free / 1e9:.1f} GB are free; name another directory with --data-dir")
+        raise UserError(f"preparing in {directory.parent} needs {needed / 1e6:,.0f} MB while it runs, and "
+                        f"{free / 1e6:,.0f} MB are free; name another directory with --data-dir")
 
 
 @contextlib.contextmanager
