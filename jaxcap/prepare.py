@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxcap import config
-from jaxcap.data import flickr8k, records
+from jaxcap.data import flickr8k, folder, records
 from jaxcap.data.staging import PhotoBuilder, Plan
 from jaxcap.errors import UserError, run_command
 
@@ -22,6 +22,18 @@ encoder sees: 224, 240 and 260 for EfficientNet-Lite 0, 1 and 2; 299 for Incepti
 out of it at random as im2txt does.
 
 exit status: 0 done, even if some photos were left out; 2 nothing was written; 130 interrupted"""
+
+
+_FOLDER = """\
+FILE is one of:
+  CSV         first line image,caption[,split]; one caption a line; also with tabs, ; or |
+  JSON Lines  {"image": …, "caption": …} or {"image": …, "captions": […]}, and "split" if you like
+  COCO        {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}
+  Karpathy    {"images": [{"filename", "split", "sentences": [{"raw"}]}]}, as in dataset_flickr30k.json
+in UTF-8. Names are paths below --source, or file names that only one photo there has. Without splits in FILE
+a hash of each photo's path decides, so a photo stays in its split when others are added.
+
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,6 +91,18 @@ def _parser() -> argparse.ArgumentParser:
     command = datasets.add_parser("flickr8k", parents=[common], epilog=_EPILOG, **layout,
                                   help="Flickr8k: Flicker8k_Dataset/ and Flickr8k_text/ in --source")
     command.set_defaults(plan=lambda options: flickr8k.plan(options.source))
+
+    command = datasets.add_parser("folder", parents=[common], epilog=_FOLDER + _EPILOG, **layout,
+                                  help="your own photos and captions, Flickr30k, …: a directory and a caption file")
+    command.add_argument("--captions", required=True, type=Path, metavar="FILE", help="caption file; see below")
+    command.add_argument("--label", required=True, type=folder.check_label, metavar="NAME",
+                         help="what to call it: data.name=folder data.label=NAME in a config")
+    command.add_argument("--val-share", type=float, default=0.05, metavar="SHARE",
+                         help="photos for val where FILE names no splits (default: %(default)s)")
+    command.add_argument("--test-share", type=float, default=0.05, metavar="SHARE",
+                         help="photos for test where FILE names no splits (default: %(default)s)")
+    command.set_defaults(plan=lambda options: folder.plan(options.source, options.captions, options.val_share,
+                                                          options.test_share))
     return parser
 
 

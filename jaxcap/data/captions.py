@@ -1,0 +1,206 @@
+"""Caption files in the formats that people have them in: Karpathy JSON, COCO JSON, JSON Lines, CSV."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxcap.errors import UserError
+
+_TABLES = (".csv", ".tsv", ".txt")
+_LINES = (".jsonl", ".ndjson")
+_SPLIT_NAMES = {"dev": "val", "valid": "val", "validation": "val", "training": "train", "testing": "test"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a caption file says about one photo."""
+
+    name: str  # the photo's file, as the caption file writes it
+    captions: tuple[str, ...]  # white space made single blanks; may be empty
+    split: str = ""  # "" where the file names none
+    image_id: str = ""  # "" where the name is all there is
+    folder: str = ""  # where the name may be relative to, below the photos' directory
+
+
+def read(path: Path) -> list[Entry]:
+    """The entries of a caption file, one a photo, in the order of the file; its format is told by its suffix and content.
+
+    Raises `UserError` if it cannot be read, is none of the formats, or holds no photo with a caption.
+    """
+    text = _text(path)
+    suffix = path.suffix.lower()
+    if not text.strip():
+        raise UserError(f"caption file {path} is empty")
+    if suffix in _LINES:
+        entries = _lines(text, path)
+    elif suffix in _TABLES:
+        entries = _table(text, path)
+    elif suffix == ".json":
+        entries = _json(_parsed(text, path), path)
+    else:
+        raise UserError(f"caption file {path} must end in .json (Karpathy or COCO), {', '.join(_LINES + _TABLES)}")
+    merged = _merge(entries, path)
+    if not any(entry.captions for entry in merged):
+        raise UserError(f"caption file {path} names {len(merged)} photos but holds no caption")
+    return merged
+
+
+def read_json(path: Path):
+    """The content of a JSON file. Raises `UserError` if it is missing or no JSON."""
+    return _parsed(_text(path), path)
+
+
+def karpathy(content: dict, path: Path) -> list[Entry]:
+    """The entries of Karpathy's format: images[].{filename, filepath?, split, cocoid?, sentences[].raw}."""
+    entries = []
+    for number, image in enumerate(content["images"]):
+        where = f"image {number} of {path}"
+        sentences = [_field(sentence, "raw", where) for sentence in _field(image, "sentences", where, list)]
+        entries.append(Entry(
+            name=_field(image, "filename", where),
+            captions=_clean(sentences),
+            split=_split(_field(image, "split", where), where),
+            image_id=str(image["cocoid"]) if "cocoid" in image else "",
+            folder=image.get("filepath", ""),
+        ))
+    return entries
+
+
+def coco(content: dict, path: Path) -> list[Entry]:
+    """The entries of COCO's format: images[].{id, file_name}, annotations[].{image_id, caption}."""
+    captions: dict = {}
+    for number, annotation in enumerate(content["annotations"]):
+        where = f"annotation {number} of {path}"
+        captions.setdefault(_field(annotation, "image_id", where, (int, str)), []).append(
+            _field(annotation, "caption", where))
+    images = {}
+    for number, image in enumerate(content["images"]):
+        where = f"image {number} of {path}"
+        images[_field(image, "id", where, (int, str))] = _field(image, "file_name", where)
+    if unknown := [key for key in captions if key not in images]:
+        raise UserError(f"{path} has captions of image {unknown[0]!r}, which is not among its images "
+                        f"({len(unknown)} such)")
+    return [Entry(name, _clean(captions.get(key, [])), image_id=str(key)) for key, name in images.items()]
+
+
+def _json(content, path: Path) -> list[Entry]:
+    if isinstance(content, list):
+        return [_object(item, f"item {number} of {path}") for number, item in enumerate(content)]
+    images = content.get("images") if isinstance(content, dict) else None
+    if isinstance(images, list) and all(isinstance(image, dict) for image in images):
+        if isinstance(content.get("annotations"), list):
+            return coco(content, path)
+        if images and "sentences" in images[0]:
+            return karpathy(content, path)
+        if images:
+            raise UserError(f"caption file {path} has images but neither annotations (COCO) nor sentences (Karpathy)")
+    raise UserError(f"caption file {path} is neither Karpathy's JSON (images[].sentences[].raw) nor COCO's "
+                    "(images and annotations) nor a list of {\"image\": …, \"caption\": …}")
+
+
+def _lines(text: str, path: Path) -> list[Entry]:
+    entries = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            where = f"line {number} of {path}"
+            try:
+                item = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{where} is not JSON: {error}") from None
+            entries.append(_object(item, where))
+    return entries
+
+
+def _object(item, where: str) -> Entry:
+    """An entry from {"image": …, "caption": … or "captions": […], "split"?: …}."""
+    if not isinstance(item, dict) or "image" not in item or ("caption" in item) == ("captions" in item):
+        raise UserError(f'{where} is not {{"image": …, "caption": …}} or {{"image": …, "captions": […]}}')
+    captions = [item["caption"]] if "caption" in item else _field(item, "captions", where, list)
+    if not all(isinstance(caption, str) for caption in captions):
+        raise UserError(f"{where}: a caption must be text")
+    split = _split(_field(item, "split", where), where) if "split" in item else ""
+    return Entry(_field(item, "image", where), _clean(captions), split)
+
+
+def _table(text: str, path: Path) -> list[Entry]:
+    header = text.split("\n", 1)[0]
+    for delimiter in (",", "\t", ";", "|"):
+        columns = [column.strip() for column in next(csv.reader([header], delimiter=delimiter), [])]
+        if {"image", "caption"} <= set(columns):
+            break
+    else:
+        raise UserError(f"the first line of {path} must name the columns image, caption and, if you like, split; "
+                        f"it is {header.strip()[:80]!r}")
+    entries = []
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        next(rows)
+        for row in rows:
+            if not any(cell.strip() for cell in row):
+                continue
+            where = f"line {rows.line_num} of {path}"
+            if len(row) != len(columns):
+                raise UserError(f"{where} has {len(row)} cells where the first line has {len(columns)}; "
+                                "captions that contain the separator must stand in double quotes")
+            cells = dict(zip(columns, row, strict=True))
+            split = _split(cells["split"].strip(), where) if "split" in cells else ""
+            entries.append(Entry(cells["image"].strip(), _clean([cells["caption"]]), split))
+    except csv.Error as error:
+        raise UserError(f"line {rows.line_num} of {path} is not CSV: {error}") from None
+    return entries
+
+
+def _merge(entries: Iterable[Entry], path: Path) -> list[Entry]:
+    """One entry a photo: the captions of all its lines."""
+    merged: dict[tuple[str, str], Entry] = {}
+    for entry in entries:
+        key = (entry.folder, entry.name)
+        if not entry.name:
+            raise UserError(f"{path} has a caption without an image name: {' '.join(entry.captions)[:60]!r}")
+        known = merged.get(key, Entry(entry.name, (), entry.split, entry.image_id, entry.folder))
+        if known.split != entry.split:
+            raise UserError(f"{path} puts {entry.name} into two splits, {known.split!r} and {entry.split!r}")
+        merged[key] = Entry(entry.name, known.captions + entry.captions, entry.split, known.image_id, entry.folder)
+    splits = {bool(entry.split) for entry in merged.values()}
+    if len(splits) > 1:
+        name = next(entry.name for entry in merged.values() if not entry.split)
+        raise UserError(f"{path} gives some photos a split and others none, such as {name}; give all of them one, or none")
+    return list(merged.values())
+
+
+def _field(item, key: str, where: str, kind=str):
+    if not isinstance(item, dict) or not isinstance(item.get(key), kind):
+        raise UserError(f"{where} has no proper {key!r}")
+    return item[key]
+
+
+def _split(name: str, where: str) -> str:
+    name = _SPLIT_NAMES.get(name.lower(), name.lower())
+    if name and not (name.isascii() and name.replace("_", "").isalnum() and name != "all"):
+        raise UserError(f"{where}: {name!r} cannot be the name of a split; use train, val, test or another plain word")
+    return name
+
+
+def _clean(captions: Iterable[str]) -> tuple[str, ...]:
+    return tuple(clean for caption in captions if (clean := " ".join(caption.split())))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig").replace("\r\n", "\n")
+    except FileNotFoundError:
+        raise UserError(f"there is no caption file {path}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"caption file {path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"caption file {path} cannot be read: {error.strerror or error}") from None
+
+
+def _parsed(text: str, path: Path):
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"caption file {path} is not JSON: {error}") from None

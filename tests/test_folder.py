@@ -1,0 +1,220 @@
+"""A person's own photos and captions, in every format that they may come in, and what is said about bad ones."""
+
+import json
+import unicodedata
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from jaxcap import config, prepare
+from jaxcap.data import captions, folder, records
+from jaxcap.errors import UserError
+
+CAPTIONS = {
+    "hund.jpg": ("Ein Hund läuft über die Straße.", "a dog"),
+    "犬/犬 一.png": ("公園で犬が走っている。",),
+    "café.webp": ("un café noir", "чашка кофе", "قهوة"),
+    "deep/er/cat.jpg": ('a "cat", sitting', "a cat; sleeping | here"),
+}
+SPLITS = {"hund.jpg": "train", "犬/犬 一.png": "val", "café.webp": "train", "deep/er/cat.jpg": "test"}
+
+
+@pytest.fixture
+def source(tmp_path):
+    root = tmp_path / "my photos"
+    for i, name in enumerate(CAPTIONS):
+        add_photo(root / name, i)
+    return root
+
+
+def add_photo(path: Path, value: int = 0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(path.suffix, np.full((10, 14, 3), 40 * value, np.uint8))[1].tobytes())
+
+
+def as_csv(delimiter=",", with_split=True):
+    def quoted(cell):
+        return '"' + cell.replace('"', '""') + '"'
+
+    lines = [delimiter.join(["image", "caption"] + ["split"] * with_split)]
+    for name, texts in CAPTIONS.items():
+        lines += [delimiter.join([name, quoted(text)] + [SPLITS[name]] * with_split) for text in texts]
+    return "\n".join(lines) + "\n"
+
+
+def as_jsonl(many):
+    items = [{"image": name, "captions": texts, "split": SPLITS[name]} for name, texts in CAPTIONS.items()] if many else [
+        {"image": name, "caption": text, "split": SPLITS[name]} for name, texts in CAPTIONS.items() for text in texts]
+    return "".join(json.dumps(item, ensure_ascii=many) + "\n" for item in items)
+
+
+def as_karpathy():
+    images = []
+    for name, texts in CAPTIONS.items():
+        directory, _, base = name.rpartition("/")
+        images.append({"filename": base, "filepath": directory, "split": SPLITS[name],
+                       "sentences": [{"raw": text, "tokens": []} for text in texts]})
+    return json.dumps({"dataset": "mine", "images": images}, ensure_ascii=False)
+
+
+def as_coco():
+    return json.dumps({
+        "images": [{"id": 100 + i, "file_name": name} for i, name in enumerate(CAPTIONS)],
+        "annotations": [{"id": 0, "image_id": 100 + i, "caption": text}
+                        for i, texts in enumerate(CAPTIONS.values()) for text in texts],
+    })
+
+
+FILES = {
+    "comma.csv": as_csv(), "tab.tsv": as_csv("\t"), "semicolon.csv": as_csv(";"), "bar.txt": as_csv("|"),
+    "windows.csv": "\ufeff" + as_csv().replace("\n", "\r\n"),
+    "one.jsonl": as_jsonl(False), "many.jsonl": as_jsonl(True),
+    "list.json": json.dumps([{"image": name, "captions": texts, "split": SPLITS[name]} for name, texts in CAPTIONS.items()]),
+    "karpathy.json": as_karpathy(),
+}
+
+
+def written(tmp_path, name, text) -> Path:
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_format_says_the_same(name, source, tmp_path):
+    plan = folder.plan(source, written(tmp_path, name, FILES[name]))
+    assert plan.problems == () and list(plan.splits) == ["train", "val", "test"]
+    found = {str(photo.source.path.relative_to(source)): (photo.captions, split)
+             for split, photos in plan.splits.items() for photo in photos}
+    assert found == {name: (texts, SPLITS[name]) for name, texts in CAPTIONS.items()}
+
+
+def test_coco_keeps_its_ids_and_splits_by_hash(source, tmp_path):
+    plan = folder.plan(source, written(tmp_path, "captions.json", as_coco()))
+    photos = [photo for photos in plan.splits.values() for photo in photos]
+    assert {photo.image_id: photo.captions for photo in photos} == {
+        str(100 + i): texts for i, texts in enumerate(CAPTIONS.values())}
+    assert len(plan.splits["train"]) >= 1 and len(plan.splits["val"]) >= 1  # even so few photos have both
+
+
+def test_prepared_and_read_back(source, tmp_path, capsys):
+    (source / "deep" / "er" / "cat.jpg").write_bytes(b"")
+    file = written(tmp_path, "captions.csv", as_csv())
+    assert prepare.main(["folder", "--source", str(source), "--captions", str(file), "--label", "tiere-1", "--size", "8",
+                         "--data-dir", str(tmp_path / "data")]) == 0
+    assert "left out  deep/er/cat.jpg: it is empty" in capsys.readouterr().out
+    data = config.Data(name="folder", label="tiere-1", size=8, dir=str(tmp_path / "data"))
+    assert records.prepared_path(data) == tmp_path / "data" / "folder-tiere-1" / "8" / "1.0.0"
+    assert records.splits(data) == ["train", "val"]
+    split = records.open_split(data, "train+val")
+    assert split.image_ids == ["hund.jpg", "café.webp", "犬/犬 一.png"]
+    assert split.captions == [list(CAPTIONS[name]) for name in split.image_ids]
+    assert [int(split.image(i)[0, 0, 0]) for i in range(3)] == [0, 80, 40]
+
+
+def test_a_split_by_hash_is_stable_and_has_the_shares(tmp_path):
+    names = [f"{i:04d}.jpg" for i in range(2000)]
+    root = tmp_path / "many"
+    root.mkdir()
+    for name in names:
+        (root / name).touch()
+
+    def assigned(some):
+        plan = folder.plan(root, written(tmp_path, "c.csv", "image,caption\n" + "".join(f"{n},x\n" for n in some)), 0.1, 0.2)
+        return {photo.image_id: split for split, photos in plan.splits.items() for photo in photos}
+
+    everything = assigned(names)
+    counts = {split: list(everything.values()).count(split) for split in ("train", "val", "test")}
+    assert abs(counts["val"] - 200) < 50 and abs(counts["test"] - 400) < 70 and sum(counts.values()) == 2000
+    half = assigned(names[::-2])
+    assert half == {name: everything[name] for name in half}
+
+
+def test_names_are_found_in_subdirectories_and_in_either_unicode_form(source, tmp_path):
+    decomposed = unicodedata.normalize("NFD", "café.webp")
+    assert decomposed != "café.webp"
+    lines = [{"image": "cat.jpg", "caption": "by name alone"}, {"image": "my photos/hund.jpg", "caption": "from above"},
+             {"image": "犬\\犬 一.png", "caption": "as Windows writes"}, {"image": decomposed, "caption": "decomposed"}]
+    plan = folder.plan(source, written(tmp_path, "c.jsonl", "\n".join(map(json.dumps, lines))), 0, 0)
+    assert plan.problems == ()
+    assert {str(photo.source.path.relative_to(source)) for photo in plan.splits["train"]} == set(CAPTIONS)
+
+
+def test_an_ambiguous_or_wrong_path_is_no_photo(source, tmp_path):
+    add_photo(source / "other" / "cat.jpg")
+    file = written(tmp_path, "c.csv", "image,caption\ncat.jpg,which\nelsewhere/er/cat.jpg,not there\nhund.jpg,fine\n")
+    plan = folder.plan(source, file, 0, 0)
+    assert [photo.image_id for photo in plan.splits["train"]] == ["hund.jpg"]
+    assert plan.problems[:2] == (
+        "cat.jpg: could be deep/er/cat.jpg or other/cat.jpg; write the path, not only the name",
+        "elsewhere/er/cat.jpg: has captions but no photo")
+
+
+def test_what_has_no_partner_is_named(source, tmp_path):
+    add_photo(source / "silent.jpg")
+    (source / "notes.txt").write_text("no photo")
+    file = written(tmp_path, "c.csv", "image,caption\nhund.jpg,a dog\nhund.jpg,\ncafé.webp,  \ngone.jpg,a ghost\n"
+                                      "cat.jpg,a cat\n犬/犬 一.png,犬\n")
+    plan = folder.plan(source, file, 0, 0)
+    assert {photo.image_id: photo.captions for photo in plan.splits["train"]} == {
+        "hund.jpg": ("a dog",), "cat.jpg": ("a cat",), "犬/犬 一.png": ("犬",)}
+    assert set(plan.problems) == {"café.webp: has no caption that is not empty", "gone.jpg: has captions but no photo",
+                                  "silent.jpg: has no captions"}
+
+
+@pytest.mark.parametrize("name, text, message", [
+    ("c.csv", "", "is empty"),
+    ("c.csv", "image,caption\n", "holds no caption"),
+    ("c.csv", "image,caption\nhund.jpg,\ncafé.webp,   \n", "names 2 photos but holds no caption"),
+    ("c.csv", "file,words\nhund.jpg,a dog\n", "must name the columns image, caption.*'file,words'"),
+    ("c.csv", "image,caption\nhund.jpg,a dog, running\n", "line 2 of .* has 3 cells where the first line has 2"),
+    ("c.csv", "image,caption\n,a dog\n", "a caption without an image name: 'a dog'"),
+    ("c.csv", "image,caption\nnone.jpg,a dog\n", "none of the 1 photos .* the first is none.jpg: has captions but no photo"),
+    ("c.csv", "image,caption,split\nhund.jpg,a dog,train\nhund.jpg,a dog,val\n", "puts hund.jpg into two splits"),
+    ("c.csv", "image,caption,split\nhund.jpg,a dog,train\ncat.jpg,a cat,\n", "some photos a split and others none"),
+    ("c.csv", "image,caption,split\nhund.jpg,a dog,../x\n", "cannot be the name of a split"),
+    ("c.csv", "image,caption\nhund.jpg,Stra\xdfe\n".encode("latin-1"), "is not UTF-8"),
+    ("c.jsonl", '{"image": "hund.jpg", "caption": "a dog"}\n{"image": \n', "line 2 of .* is not JSON"),
+    ("c.jsonl", '{"image": "hund.jpg"}\n', 'line 1 of .* is not {"image"'),
+    ("c.jsonl", '{"image": "hund.jpg", "captions": "a dog"}\n', "line 1 of .* has no proper 'captions'"),
+    ("c.jsonl", '{"image": "hund.jpg", "captions": [1]}\n', "a caption must be text"),
+    ("c.json", '{"images": [', "is not JSON"),
+    ("c.json", '{"images": []}', "is neither"),
+    ("c.json", '{"images": [{"id": 1, "file_name": "hund.jpg"}]}', "has images but neither annotations"),
+    ("c.json", '{"images": [], "annotations": [{"image_id": 1, "caption": "x"}]}', "image 1, which is not among"),
+    ("c.json", '{"images": [{"id": 1, "file_name": "hund.jpg"}], "annotations": []}', "holds no caption"),
+    ("c.json", '{"images": [{"filename": "hund.jpg", "sentences": [], "split": "train"}]}', "holds no caption"),
+    ("c.json", '{"images": [{"filename": "hund.jpg", "sentences": [{}], "split": "train"}]}', "image 0 .* 'raw'"),
+    ("c.json", "[1, 2]", "item 0 of"),
+    ("c.docx", "hello", "must end in .json"),
+])
+def test_bad_caption_files_are_explained(name, text, message, source, tmp_path):
+    with pytest.raises(UserError, match=message):
+        folder.plan(source, written(tmp_path, name, text))
+
+
+def test_a_missing_caption_file_or_directory(source, tmp_path):
+    with pytest.raises(UserError, match="there is no caption file"):
+        folder.plan(source, tmp_path / "absent.csv")
+    with pytest.raises(UserError, match="cannot be read"):
+        captions.read(_directory(tmp_path))
+    with pytest.raises(UserError, match="--source .* does not exist"):
+        folder.plan(tmp_path / "absent", written(tmp_path, "c.csv", as_csv()))
+
+
+def _directory(tmp_path):
+    (tmp_path / "d.csv").mkdir()
+    return tmp_path / "d.csv"
+
+
+def test_impossible_shares_and_labels(source, tmp_path):
+    file = written(tmp_path, "c.csv", as_csv(with_split=False))
+    for shares in ((1.0, 0.0), (0.6, 0.4), (-0.1, 0.1)):
+        with pytest.raises(UserError, match="must leave a part for training"):
+            folder.plan(source, file, *shares)
+    for label in ("", "../up", "a/b", "-x", "a b"):
+        with pytest.raises(UserError, match="--label"):
+            folder.check_label(label)
+    assert folder.check_label("Möbel_2-b") == "Möbel_2-b"
