@@ -1,0 +1,153 @@
+"""Large files over HTTP: resumed where they were cut, checked by SHA-256, and in place only when they are whole."""
+
+import fcntl
+import hashlib
+import http.client
+import os
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from jaxcap.errors import UserError
+
+_CHUNK = 1 << 20
+_TIMEOUT_S = 30.0  # without a byte
+_ATTEMPTS = 5  # in a row that bring nothing
+_PAUSE_S = 1.0  # after the first failure; doubled after each further one
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A published file: where it is and how to know that it is the right one."""
+
+    url: str
+    size: int  # bytes
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        return self.url.rsplit("/", 1)[-1]
+
+
+class _Cut(Exception):
+    """A transfer that ended early; the message says how."""
+
+
+def fetch(remote: Remote, directory: Path) -> Path:
+    """`directory/name` of a remote file, downloaded unless it is there.
+
+    What has arrived of an interrupted download lies in `name.part` and is completed by the next call. Raises
+    `UserError` if the server cannot be reached or refuses, the checksum is wrong (the part is deleted then), or the disk
+    is full.
+    """
+    target = directory / remote.name
+    if target.exists():
+        return target
+    part = directory / (remote.name + ".part")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with open(part, "ab") as file:
+            _lock(file, part)
+            with _bar(remote) as bar:
+                _complete(remote, file, bar)
+        if _sha256(part) != remote.sha256:
+            part.unlink()
+            raise UserError(f"what {remote.url} sent is not the published file (its SHA-256 is not {remote.sha256[:16]}…); "
+                            "it was deleted, run the same command to download it again")
+        os.replace(part, target)
+    except OSError as error:
+        raise UserError(f"cannot write to {directory}: {error.strerror or error}; what has arrived is kept, free the disk "
+                        "and run the same command again") from error
+    return target
+
+
+def _complete(remote: Remote, file, bar: tqdm) -> None:
+    """Appends to `file` until it has `remote.size` bytes."""
+    failures = 0
+    while (before := file.seek(0, os.SEEK_END)) < remote.size:
+        bar.n = before
+        bar.refresh()
+        try:
+            _transfer(remote, file, before, bar)
+        except _Cut as cut:
+            arrived = file.seek(0, os.SEEK_END)
+            failures = 1 if arrived > before else failures + 1
+            if failures == _ATTEMPTS:
+                host = urllib.parse.urlsplit(remote.url).hostname
+                raise UserError(
+                    f"cannot download {remote.name} from {host} ({cut}); {arrived / remote.size:.0%} of it is here: "
+                    "run the same command again to go on, or put the file there yourself") from cut
+            time.sleep(_PAUSE_S * 2 ** (failures - 1))
+
+
+def _transfer(remote: Remote, file, offset: int, bar: tqdm) -> None:
+    """One request for the bytes from `offset` on. Raises `_Cut` if they do not all come, `UserError` on a refusal."""
+    with _request(remote, offset) as response:
+        start = _start(response)
+        total = start + int(response.headers.get("Content-Length") or remote.size - start)
+        if total != remote.size or start not in (0, offset):
+            raise UserError(f"{remote.url} is {total:,} bytes long, not the published {remote.size:,}; the file has "
+                            "changed, or something between answers in its place")
+        if start != offset:  # the server does not resume
+            file.truncate(0)
+            bar.reset()
+        while chunk := _read(response):
+            file.write(chunk)
+            bar.update(len(chunk))
+        file.flush()
+    if file.seek(0, os.SEEK_END) < remote.size:
+        raise _Cut("the connection was cut")
+
+
+def _request(remote: Remote, offset: int) -> http.client.HTTPResponse:
+    headers = {"User-Agent": "jaxcap", "Range": f"bytes={offset}-"} if offset else {"User-Agent": "jaxcap"}
+    try:
+        return urllib.request.urlopen(urllib.request.Request(remote.url, headers=headers), timeout=_TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code < 500:
+            raise UserError(f"{remote.url} answers {error.code} {error.reason}; put the file in place yourself") from error
+        raise _Cut(f"{error.code} {error.reason}") from error
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)  # URLError wraps what went wrong
+        raise _Cut(getattr(reason, "strerror", None) or str(reason)) from error
+
+
+def _start(response) -> int:
+    """The position of a response's first byte."""
+    if response.status != 206:
+        return 0
+    unit_range = response.headers.get("Content-Range", "")  # bytes 100-199/200
+    return int(unit_range.removeprefix("bytes ").partition("-")[0])
+
+
+def _read(response) -> bytes:
+    """The next chunk; network trouble becomes `_Cut`, so that what is left of OSError is the disk's."""
+    try:
+        return response.read(_CHUNK)
+    except http.client.IncompleteRead as error:
+        return error.partial
+    except (OSError, http.client.HTTPException) as error:
+        raise _Cut(str(error) or type(error).__name__) from error
+
+
+def _lock(file, part: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"another process is downloading {part.stem}; wait for it") from None
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _bar(remote: Remote) -> tqdm:
+    pause = 0.2 if sys.stderr.isatty() else 10.0
+    return tqdm(desc=remote.name, total=remote.size, unit="B", unit_scale=True, mininterval=pause, dynamic_ncols=True)

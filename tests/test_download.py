@@ -1,0 +1,174 @@
+"""Downloads from a local server that cuts, lies, forgets and refuses."""
+
+import errno
+import hashlib
+import http.server
+import os
+import threading
+
+import pytest
+
+from jaxcap import download
+from jaxcap.errors import UserError
+
+CONTENT = bytes(range(256)) * 1200  # 300 kB
+
+
+class Server:
+    """An HTTP server on this machine; `behave` decides for every request what is sent of CONTENT."""
+
+    def __init__(self):
+        self.ranges: list[str | None] = []  # Range header of every request
+        self.resumes = True
+        self.cut_after: list[int] = []  # bytes after which the next responses break off
+        self.status = 200
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                server.answer(self)
+
+            def log_message(self, *_):
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.http.server_port}/zips/file.zip"
+
+    def answer(self, handler):
+        asked = handler.headers.get("Range")
+        self.ranges.append(asked)
+        if self.status != 200:
+            handler.send_error(self.status)
+            return
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.resumes else 0
+        body = CONTENT[start:]
+        handler.send_response(206 if start else 200)
+        if start:
+            handler.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body[: self.cut_after.pop(0)] if self.cut_after else body)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(download, "_PAUSE_S", 0.001)
+    monkeypatch.setenv("no_proxy", "*")
+    server = Server()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+def remote(server, **changes):
+    values = {"url": server.url, "size": len(CONTENT), "sha256": hashlib.sha256(CONTENT).hexdigest()}
+    return download.Remote(**(values | changes))
+
+
+def test_a_file_arrives_whole_and_only_once(server, tmp_path):
+    path = download.fetch(remote(server), tmp_path / "new")
+    assert path == tmp_path / "new" / "file.zip" and path.read_bytes() == CONTENT
+    assert download.fetch(remote(server), tmp_path / "new") == path
+    assert server.ranges == [None] and os.listdir(tmp_path / "new") == ["file.zip"]
+
+
+def test_a_cut_connection_is_taken_up_where_it_broke(server, tmp_path):
+    server.cut_after = [100_000, 0, 70_000]
+    assert download.fetch(remote(server), tmp_path).read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=100000-", "bytes=100000-", "bytes=170000-"]
+
+
+def test_the_next_command_takes_up_what_the_last_one_left(server, tmp_path):
+    server.cut_after = [120_000] + [0] * download._ATTEMPTS
+    with pytest.raises(UserError, match="cannot download file.zip from 127.0.0.1 .*; 39% of it is here: run the same"):
+        download.fetch(remote(server), tmp_path)
+    assert os.listdir(tmp_path) == ["file.zip.part"]
+    server.ranges.clear()
+    server.cut_after.clear()
+    assert download.fetch(remote(server), tmp_path).read_bytes() == CONTENT
+    assert server.ranges == ["bytes=120000-"]
+
+
+def test_a_server_that_cannot_resume_starts_again(server, tmp_path):
+    server.cut_after, server.resumes = [100_000], False
+    assert download.fetch(remote(server), tmp_path).read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=100000-"]
+
+
+def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
+    with pytest.raises(UserError, match="is not the published file .*SHA-256 is not 0000000000000000"):
+        download.fetch(remote(server, sha256="0" * 64), tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_part_of_something_else_is_found_out(server, tmp_path):
+    (tmp_path / "file.zip.part").write_bytes(b"x" * 1000)
+    with pytest.raises(UserError, match="is not the published file"):
+        download.fetch(remote(server), tmp_path)
+    assert download.fetch(remote(server), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_part_longer_than_the_file_is_found_out(server, tmp_path):
+    (tmp_path / "file.zip.part").write_bytes(CONTENT + b"more")
+    with pytest.raises(UserError, match="is not the published file"):
+        download.fetch(remote(server), tmp_path)
+
+
+def test_another_length_is_refused_at_once(server, tmp_path):
+    with pytest.raises(UserError, match=r"is 307,200 bytes long, not the published 307,201"):
+        download.fetch(remote(server, size=len(CONTENT) + 1), tmp_path)
+    assert not (tmp_path / "file.zip").exists()
+
+
+@pytest.mark.parametrize("status, requests", [(404, 1), (403, 1), (503, download._ATTEMPTS)])
+def test_a_refusal_is_final_and_trouble_is_not(server, tmp_path, status, requests):
+    server.status = status
+    with pytest.raises(UserError, match=str(status)):
+        download.fetch(remote(server), tmp_path)
+    assert len(server.ranges) == requests
+
+
+def test_no_network_is_one_sentence(server, tmp_path):
+    with pytest.raises(UserError, match="cannot download file.zip from no.such.host.invalid .* put the file there yourself"):
+        download.fetch(remote(server, url="http://no.such.host.invalid/file.zip"), tmp_path)
+    server.http.shutdown()
+    server.http.server_close()
+    with pytest.raises(UserError, match="cannot download file.zip from 127.0.0.1 .Connection refused"):
+        download.fetch(remote(server), tmp_path / "x")
+
+
+def test_a_silent_server_is_given_up(tmp_path, monkeypatch, server):
+    monkeypatch.setattr(download, "_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(server, "answer", lambda _: threading.Event().wait(0.3))
+    with pytest.raises(UserError, match="timed out|closed connection"):
+        download.fetch(remote(server), tmp_path)
+
+
+def test_a_full_disk_keeps_what_has_arrived(server, tmp_path, monkeypatch):
+    transfer = download._transfer
+
+    def full(remote, file, offset, bar):
+        file.write(CONTENT[:5000])
+        file.flush()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(download, "_transfer", full)
+    with pytest.raises(UserError, match="No space left on device; what has arrived is kept"):
+        download.fetch(remote(server), tmp_path)
+    monkeypatch.setattr(download, "_transfer", transfer)
+    assert download.fetch(remote(server), tmp_path).read_bytes() == CONTENT
+    assert server.ranges == ["bytes=5000-"]
+
+
+def test_a_place_that_cannot_be_written(server, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to .*file/below"):
+        download.fetch(remote(server), tmp_path / "file" / "below")
+
+
+def test_two_at_once_are_refused(server, tmp_path):
+    with open(tmp_path / "file.zip.part", "ab") as other:
+        download._lock(other, tmp_path / "file.zip.part")
+        with pytest.raises(UserError, match="another process is downloading file.zip"):
+            download.fetch(remote(server), tmp_path)
