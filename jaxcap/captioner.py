@@ -1,0 +1,95 @@
+"""The captioner: an encoder and a decoder as pure functions of their parameters.
+
+`params` is `{"encoder": …, "decoder": …}`; `batch_stats` holds the encoder's moving statistics.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxcap import config as configs
+from jaxcap import encoders
+from jaxcap.decoders.lstm import LSTMDecoder
+
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class Captioner:
+    """Encoder and decoder, without parameters. Build one with `build`."""
+
+    spec: encoders.EncoderSpec
+    encoder: nn.Module
+    decoder: nn.Module
+    unit_scaling: bool  # feed pixels in [0, 1] instead of the encoder's published preprocessing
+    feature_dropout: float
+
+    def init(self, key: Array, size: int) -> tuple[PyTree, PyTree]:
+        """Random `(params, batch_stats)` for photos of size × size pixels."""
+        encoder_key, decoder_key = jax.random.split(key)
+        variables = self.encoder.init(encoder_key, jnp.zeros((1, size, size, 3)))
+        features = jnp.zeros((1, 1, self.spec.features))
+        decoder = self.decoder.init(decoder_key, features, jnp.zeros((1, 1), jnp.int32))
+        return ({"encoder": variables["params"], "decoder": decoder["params"]},
+                variables.get("batch_stats", {}))
+
+    def encode(self, params: PyTree, batch_stats: PyTree, image_BHWC: Array, *,
+               batch_norm: str = "inference") -> tuple[Array, PyTree]:
+        """Features [B, P, F] of photos with values in [0, 1], and the encoder's statistics after seeing them."""
+        variables = {"params": params["encoder"], "batch_stats": batch_stats}
+        features_BHWF, updated = self.encoder.apply(
+            variables, self._preprocess(image_BHWC), batch_norm=batch_norm, mutable=["batch_stats"])
+        return _flatten(features_BHWF), updated.get("batch_stats", {})
+
+    def frozen_encode(self, params: PyTree, batch_stats: PyTree):
+        """A pure function from photos [B, H, W, C] in [0, 1] to features [B, P, F], batch norm folded into filters."""
+        variables = {"params": params["encoder"], "batch_stats": batch_stats}
+        apply = encoders.fold(self.spec, variables, dtype=self.encoder.dtype)
+        return lambda image_BHWC: _flatten(apply(self._preprocess(image_BHWC)))
+
+    def logits(self, params: PyTree, features_BPF: Array, inputs_BT: Array, *, key: Array | None = None,
+               train_features: bool = False) -> Array:
+        """Logits [B, T, V] under teacher forcing. With `key`, dropout is on (of the features with `train_features`)."""
+        if key is None:
+            return self.decoder.apply({"params": params["decoder"]}, features_BPF, inputs_BT)
+        feature_key, key = jax.random.split(key)
+        if train_features and self.feature_dropout:
+            pooled_B1F = features_BPF.mean(axis=1, keepdims=True)  # im2txt drops the pooled features
+            kept = jax.random.bernoulli(feature_key, 1 - self.feature_dropout, pooled_B1F.shape)
+            features_BPF = jnp.where(kept, pooled_B1F / (1 - self.feature_dropout), 0)
+        return self.decoder.apply({"params": params["decoder"]}, features_BPF, inputs_BT, train=True,
+                                  rngs={"dropout": key})
+
+    def start(self, params: PyTree, features_BPF: Array) -> PyTree:
+        """The decoder's state before the first word."""
+        return self.decoder.apply({"params": params["decoder"]}, features_BPF, method="start")
+
+    def step(self, params: PyTree, state: PyTree, token_B: Array) -> tuple[PyTree, Array]:
+        """The decoder's next state and the next word's logits [B, V]."""
+        return self.decoder.apply({"params": params["decoder"]}, state, token_B, method="step")
+
+    def _preprocess(self, image_BHWC: Array) -> Array:
+        return image_BHWC if self.unit_scaling else self.spec.preprocess(image_BHWC)
+
+
+def build(config: configs.Config, vocabulary: int) -> Captioner:
+    """The captioner of a config for a vocabulary of that many ids."""
+    spec = encoders.get(config.encoder.name)
+    decoder = config.decoder
+    return Captioner(
+        spec=spec,
+        encoder=spec.module(dtype=jnp.dtype(config.encoder.dtype), remat=config.encoder.remat),
+        decoder=LSTMDecoder(vocabulary=vocabulary, features=spec.features, embedding=decoder.embedding,
+                            hidden=decoder.hidden, dropout=decoder.dropout, forget_bias=decoder.forget_bias,
+                            init_scale=decoder.init_scale, dtype=jnp.dtype(decoder.dtype)),
+        unit_scaling=config.encoder.scaling == "unit",
+        feature_dropout=config.encoder.dropout,
+    )
+
+
+def _flatten(features_BHWF: Array) -> Array:
+    return features_BHWF.reshape(features_BHWF.shape[0], -1, features_BHWF.shape[-1])

@@ -1,0 +1,114 @@
+"""Checkpoints of a run: parameters, statistics, optimizer, RNG and position in the data. The only file that imports orbax.
+
+Written in the background, whole or not at all; the newest few are kept, and the best by score.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from jaxcap import config as configs
+from jaxcap.errors import UserError
+from jaxcap.step import TrainState
+
+PyTree = Any
+
+
+class Checkpoints:
+    """The checkpoints in `directory`.
+
+    Args:
+      directory: made if need be.
+      settings: how many are kept, and by which score the best is chosen.
+    """
+
+    def __init__(self, directory: Path, settings: configs.Checkpoints):
+        best = checkpoint_managers.BestN(get_metric_fn=lambda scores: scores[settings.best], n=1,
+                                         keep_checkpoints_without_metrics=False)
+        policy = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(settings.keep), best])
+        self._directory, self._best = directory, settings.best
+        try:
+            self._manager = ocp.CheckpointManager(
+                directory.absolute(), item_names=("model", "train", "position"),
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=policy, best_fn=lambda scores: scores[settings.best], create=True,
+                    cleanup_tmp_directories=True))
+        except OSError as error:
+            raise UserError(f"cannot keep checkpoints in {directory}: {error}") from error
+
+    def steps(self) -> list[int]:
+        """Steps that can be restored, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The step with the highest score, the newest one where nothing was scored, None where there is none."""
+        scored = self._manager.best_step()
+        return self._manager.latest_step() if scored is None else scored
+
+    def save(self, state: TrainState, position: dict, scores: dict[str, float] | None = None) -> None:
+        """Begins to write a checkpoint; the arrays are copied off the devices before this returns.
+
+        Raises `UserError` if this or the previous write failed (disk full): older checkpoints are whole.
+        """
+        step = int(state.step)
+        metrics = {self._best: float(scores[self._best])} if scores else None
+        items = ocp.args.Composite(
+            model=ocp.args.StandardSave({"params": state.params, "batch_stats": state.batch_stats}),
+            train=ocp.args.StandardSave({"opt_state": state.opt_state, "rng": state.rng, "step": state.step}),
+            position=ocp.args.JsonSave(position))
+        self._guard(lambda: self._manager.save(step, args=items, metrics=metrics, force=True))
+
+    def wait(self) -> None:
+        """Returns when everything is on disk. Raises as `save` does."""
+        self._guard(self._manager.wait_until_finished)
+
+    def close(self) -> None:
+        """Waits and frees what orbax holds."""
+        self.wait()
+        self._manager.close()
+
+    def position(self, step: int) -> dict:
+        """What `save` was given as `position`."""
+        return self._restore(step, ocp.args.Composite(position=ocp.args.JsonRestore()))["position"]
+
+    def restore_model(self, step: int, like: PyTree) -> PyTree:
+        """`{"params", "batch_stats"}` of a checkpoint, shaped and placed as `like` (arrays or ShapeDtypeStructs)."""
+        arguments = ocp.args.Composite(model=ocp.args.StandardRestore(_abstract(like)))
+        return self._restore(step, arguments)["model"]
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The whole training state, shaped and placed as `like`."""
+        model = {"params": like.params, "batch_stats": like.batch_stats}
+        train = {"opt_state": like.opt_state, "rng": like.rng, "step": like.step}
+        restored = self._restore(step, ocp.args.Composite(
+            model=ocp.args.StandardRestore(_abstract(model)), train=ocp.args.StandardRestore(_abstract(train))))
+        return TrainState(**restored["model"], **restored["train"])
+
+    def _restore(self, step: int, arguments) -> PyTree:
+        try:
+            return self._manager.restore(step, args=arguments)
+        except Exception as error:  # orbax and tensorstore raise many kinds for a damaged directory
+            others = [s for s in self.steps() if s != step]
+            hint = f"delete it to go on from step {others[-1]}" if others else "there is no other one"
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise UserError(f"checkpoint {self._directory / str(step)} cannot be read ({reason}); {hint}") from error
+
+    def _guard(self, write) -> None:
+        try:
+            write()
+        except Exception as error:
+            last = [s for s in self.steps() if (self._directory / str(s)).is_dir()]
+            kept = f"the last good one is step {last[-1]}" if last else "none was written before"
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise UserError(f"a checkpoint could not be written to {self._directory} ({reason}); {kept}; "
+                            "free the disk and resume") from error
+
+
+def _abstract(tree: PyTree) -> PyTree:
+    def describe(x):
+        return x if isinstance(x, jax.ShapeDtypeStruct) else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+    return jax.tree.map(describe, tree)

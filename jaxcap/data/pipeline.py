@@ -1,0 +1,137 @@
+"""Batches of a split: shuffled pairs of photo and caption, cut and padded, served by grain with a position to save.
+
+Every (photo, caption) pair is one example, as in im2txt. Batch k of a run is a function of the seed and k alone, so the
+position in the data is one number and any host can make its own rows.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import grain
+import numpy as np
+
+from jaxcap.data.records import Split
+from jaxcap.errors import UserError
+from jaxcap.vocab import PAD, UNK, Vocab, pad
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The pairs of a split as ids.
+
+    tokens_NT1: int32 [N, max_words + 2], BOS … EOS PAD. photo_N: row of the photo in the split. length_N: words.
+    cut, empty, unknown: captions that were cut at max_words, and that were left out for having no (known) word.
+    """
+
+    tokens_NT1: np.ndarray
+    photo_N: np.ndarray
+    length_N: np.ndarray
+    cut: int
+    empty: int
+    unknown: int
+
+
+def encode(split: Split, vocab: Vocab, max_words: int) -> Examples:
+    """All captions of `split` as ids. Raises `UserError` when none is left to train on."""
+    rows, photos = [], []
+    cut = empty = unknown = 0
+    for photo, captions in enumerate(split.captions):
+        for caption in captions:
+            ids = vocab.encode(caption, max_words + 1)
+            if len(ids) - 2 > max_words:
+                cut += 1
+                ids = [*ids[:max_words + 1], ids[-1]]
+            if len(ids) == 2:
+                empty += 1
+            elif all(i == UNK for i in ids[1:-1]):
+                unknown += 1
+            else:
+                rows.append(ids)
+                photos.append(photo)
+    if not rows:
+        raise UserError(f"split {split.name!r} has no caption with a word of the vocabulary "
+                        f"({empty} empty, {unknown} of unknown words only); check its captions")
+    tokens_NT1 = pad(rows, max_words + 2)
+    return Examples(tokens_NT1, np.array(photos, np.int32), (tokens_NT1 != PAD).sum(axis=1) - 2, cut, empty, unknown)
+
+
+class Batches:
+    """Batches by number, a random-access source for grain.
+
+    An epoch is a new permutation of all pairs. With `buckets`, a batch holds captions of similar length and is padded to
+    the next bucket only; without, to the longest caption allowed. What does not fill a batch at the end of an epoch is left
+    to the next permutation, so that every batch has one shape per bucket.
+
+    Args:
+      examples: the pairs.
+      batch_size: pairs a batch, over all hosts.
+      seed: of the permutations.
+      total: number of batches that the source offers.
+      kind: name of what is fed beside `tokens_BT1`: "index_B", "image_BHWC" or "features_BPF".
+      fetch: rows of the split → that array.
+      buckets: caption lengths in words, rising; the last is the longest allowed.
+      host, hosts: which rows of a batch are made here.
+    """
+
+    def __init__(self, examples: Examples, *, batch_size: int, seed: int, total: int, kind: str,
+                 fetch: Callable[[np.ndarray], np.ndarray], buckets: Sequence[int] = (), host: int = 0, hosts: int = 1):
+        self.examples, self.batch_size, self.seed, self.total = examples, batch_size, seed, total
+        self.kind, self.fetch, self.host, self.hosts = kind, fetch, host, hosts
+        self.buckets = np.array(buckets or [examples.tokens_NT1.shape[1] - 2])
+        self.bucket_N = np.searchsorted(self.buckets, examples.length_N)
+        self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
+
+    def __len__(self) -> int:
+        return self.total
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in a pass over the captions."""
+        return per_epoch(self.examples, self.batch_size)
+
+    def __getitem__(self, k: int) -> dict[str, np.ndarray]:
+        epoch, number = divmod(int(k), self.per_epoch)
+        rows, length = self._epoch(epoch)[number]
+        share = self.batch_size // self.hosts
+        rows = rows[self.host * share:(self.host + 1) * share]
+        return {"tokens_BT1": self.examples.tokens_NT1[rows, :length + 2],
+                self.kind: self.fetch(self.examples.photo_N[rows])}
+
+    def _make_epoch(self, epoch: int) -> list[tuple[np.ndarray, int]]:
+        random = np.random.default_rng([self.seed, epoch])
+        order = random.permutation(len(self.bucket_N))
+        if len(order) < self.batch_size:  # a handful of captions still makes a batch
+            order = np.resize(order, self.batch_size)
+        batches, left = [], order[:0]
+        for bucket, length in enumerate(self.buckets):
+            # What a shorter bucket has over goes into the next longer one, so that nothing but the last rest waits.
+            rows = np.concatenate([left, order[self.bucket_N[order] == bucket]])
+            full = len(rows) // self.batch_size
+            batches += [(batch, int(length)) for batch in rows[:full * self.batch_size].reshape(full, -1)]
+            left = rows[full * self.batch_size:]
+        return [batches[i] for i in random.permutation(len(batches))]
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key != "_epoch"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
+
+
+def per_epoch(examples: Examples, batch_size: int) -> int:
+    """Whole batches in a pass over the captions, at least one."""
+    return max(len(examples.photo_N) // batch_size, 1)
+
+
+def iterate(batches: Batches, *, workers: int = 0) -> grain.DatasetIterator:
+    """grain's iterator over `batches`: prefetching, and with a position (`get_state`, `set_state`).
+
+    `workers` processes decode records; it only pays where photos are read from records, not for resident data.
+    """
+    dataset = grain.MapDataset.source(batches).to_iter_dataset(
+        grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+    if workers:
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(dataset)

@@ -1,0 +1,1 @@
+"""Decoders: each turns features into captions, one step function each."""

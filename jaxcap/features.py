@@ -1,0 +1,99 @@
+"""Features of a frozen encoder, computed once and kept beside the data under a key of weights and preprocessing."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from jaxcap import config as configs
+from jaxcap.captioner import Captioner
+from jaxcap.data.augment import central_crop
+from jaxcap.data.records import Split
+from jaxcap.errors import UserError
+from jaxcap.parallel import Parallel
+
+PyTree = Any
+
+
+def encoder(captioner: Captioner, size: int, parallel: Parallel) -> Callable[[PyTree, PyTree, np.ndarray], jax.Array]:
+    """A compiled function from parameters, statistics and uint8 photos [B, H, W, C] to pooled features [B, 1, F]."""
+
+    def encode(params, batch_stats, image_BHWC):
+        features_BPF = captioner.frozen_encode(params, batch_stats)(central_crop(image_BHWC, size))
+        return features_BPF.mean(axis=1, keepdims=True)
+
+    return parallel.wrap(encode, in_sharded=(False, False, True), out_sharded=True)
+
+
+def photo_batches(split: Split, batch_size: int, start: int = 0) -> Iterator[tuple[np.ndarray, int]]:
+    """`(uint8 [batch_size, H, W, C], number that are real)` in the split's order from `start`, read ahead."""
+
+    class Source:
+        def __len__(self):
+            return -(-(len(split) - start) // batch_size)
+
+        def __getitem__(self, k):
+            first = start + int(k) * batch_size
+            rows = np.arange(first, min(first + batch_size, len(split)))
+            return split.images(np.resize(rows, batch_size)), len(rows)  # repeated photos fill the last batch
+
+    dataset = grain.MapDataset.source(Source())
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+
+
+def cache_key(configuration: configs.Config, params: PyTree, batch_stats: PyTree, fingerprint: str) -> str:
+    """A name for features that changes when weights, preprocessing, arithmetic or photos do."""
+    encoder_config = configuration.encoder
+    digest = hashlib.blake2b(digest_size=12)
+    digest.update(json.dumps([encoder_config.name, configs.encoder_size(configuration), encoder_config.scaling,
+                              encoder_config.dtype, fingerprint, "pooled"]).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path((params["encoder"], batch_stats)):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def cached(split: Split, configuration: configs.Config, captioner: Captioner, params: PyTree, batch_stats: PyTree,
+           parallel: Parallel, *, batch_size: int) -> np.ndarray:
+    """Pooled features float32 [N, 1, F] of a whole split, from the cache or into it, memory-mapped.
+
+    An interrupted computation goes on where it stopped. Raises `UserError` if the cache cannot be written.
+    """
+    directory = split.path / "features"
+    key = cache_key(configuration, params, batch_stats, split.fingerprint)
+    path = directory / f"{split.name}-{configuration.encoder.name}-{key}.npy"
+    if path.exists():
+        return np.load(path, mmap_mode="r")
+    try:
+        directory.mkdir(exist_ok=True)
+        _compute(path, split, configuration, captioner, params, batch_stats, parallel, batch_size)
+    except OSError as error:
+        raise UserError(f"features cannot be cached in {directory}: {error.strerror or error}; free the disk or "
+                        "prepare the data where it can be written") from error
+    return np.load(path, mmap_mode="r")
+
+
+def _compute(path: Path, split: Split, configuration, captioner, params, batch_stats, parallel, batch_size) -> None:
+    partial, progress = path.with_suffix(".partial"), path.with_suffix(".progress")
+    shape = (len(split), 1, captioner.spec.features)
+    done = int(progress.read_text()) if progress.exists() and partial.exists() else 0
+    features_NPF = np.lib.format.open_memmap(partial, mode="r+" if done else "w+", dtype=np.float32, shape=shape)
+    encode = encoder(captioner, configs.encoder_size(configuration), parallel)
+    params, batch_stats = parallel.replicate(({"encoder": params["encoder"]}, batch_stats))
+    with tqdm(total=len(split), initial=done, unit="photo", desc=f"features of {split.name}", leave=False) as bar:
+        for image_BHWC, real in photo_batches(split, batch_size, done):
+            features_NPF[done:done + real] = np.asarray(encode(params, batch_stats, parallel.shard(image_BHWC)))[:real]
+            done += real
+            bar.update(real)
+            features_NPF.flush()
+            progress.write_text(str(done))
+    del features_NPF
+    os.replace(partial, path)
+    progress.unlink(missing_ok=True)

@@ -1,0 +1,92 @@
+"""The only file that knows devices: mesh, placement, and the two ways to wrap a per-device function.
+
+`shard_map` (the default) and `pmap` run the same function with the same collectives over the axis "data" and give the same
+numbers. Several hosts join through `jax.distributed`, which `initialize` calls when its environment asks for it.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxcap.errors import UserError
+from jaxcap.step import AXIS
+
+PyTree = Any
+REPLICATED, SHARDED = PartitionSpec(), PartitionSpec(AXIS)
+
+
+def initialize() -> None:
+    """Joins the other hosts of a run when JAX_COORDINATOR_ADDRESS is set (also JAX_NUM_PROCESSES, JAX_PROCESS_ID)."""
+    if os.environ.get("JAX_COORDINATOR_ADDRESS") and not jax.distributed.is_initialized():
+        jax.distributed.initialize(
+            num_processes=int(os.environ["JAX_NUM_PROCESSES"]) if "JAX_NUM_PROCESSES" in os.environ else None,
+            process_id=int(os.environ["JAX_PROCESS_ID"]) if "JAX_PROCESS_ID" in os.environ else None)
+
+
+class Parallel:
+    """Places arrays on the devices of a run and wraps its functions.
+
+    Args:
+      mode: "shard_map" or "pmap".
+      devices: the devices to use; all of them by default.
+    """
+
+    def __init__(self, mode: str = "shard_map", devices: list | None = None):
+        self.mode = mode
+        self.mesh = Mesh(np.array(devices or jax.devices()), (AXIS,))
+
+    @property
+    def size(self) -> int:
+        """Devices over all hosts."""
+        return self.mesh.size
+
+    def check_batch(self, batch_size: int, key: str = "batch_size") -> None:
+        """Raises `UserError` where `batch_size` cannot be shared out evenly."""
+        if batch_size % self.size:
+            near = max(batch_size // self.size, 1) * self.size
+            raise UserError(f"{key}={batch_size} cannot be divided by the {self.size} devices of this run; "
+                            f"use a multiple of {self.size}, such as {key}={near}")
+
+    def replicate(self, tree: PyTree) -> PyTree:
+        """`tree` whole on every device."""
+        return jax.device_put(tree, NamedSharding(self.mesh, REPLICATED))
+
+    def shard(self, tree: PyTree) -> PyTree:
+        """This host's rows of a batch, cut over the devices along the first axis."""
+        sharding = NamedSharding(self.mesh, SHARDED)
+        if jax.process_count() == 1:
+            return jax.device_put(tree, sharding)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
+
+    def wrap(self, function: Callable, *, in_sharded: tuple[bool, ...], out_sharded: bool | tuple[bool, ...] = False,
+             donate: tuple[int, ...] = ()) -> Callable:
+        """Compiles a per-device function over all devices.
+
+        Args:
+          in_sharded: for every argument, whether its first axis is cut over the devices (else it is whole on each).
+          out_sharded: the same for the result, or for each item of a tuple of results.
+          donate: arguments whose memory the result may take.
+        """
+        if self.mode == "pmap":
+            axes = jax.tree.map(lambda cut: 0 if cut else None, out_sharded)
+            return self._pmap(function, in_sharded, axes, donate)
+        specs = tuple(SHARDED if cut else REPLICATED for cut in in_sharded)
+        out = jax.tree.map(lambda cut: SHARDED if cut else REPLICATED, out_sharded)
+        return jax.jit(jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=out), donate_argnums=donate)
+
+    def _pmap(self, function: Callable, in_sharded, out_axes, donate) -> Callable:
+        devices = list(self.mesh.devices.flat)
+        mapped = jax.pmap(function, axis_name=AXIS, devices=devices, in_axes=tuple(0 if c else None for c in in_sharded),
+                          out_axes=out_axes, donate_argnums=donate)
+        local = jax.local_device_count() if jax.process_count() > 1 else len(devices)
+
+        def call(*arguments):
+            cut = lambda x: x.reshape(local, -1, *x.shape[1:])
+            arguments = [jax.tree.map(cut, a) if c else a for a, c in zip(arguments, in_sharded, strict=True)]
+            return mapped(*arguments)
+
+        return call

@@ -1,0 +1,125 @@
+"""The training step and the evaluation step: pure functions of one device, with collectives over the axis "data".
+
+No jit and no device is named here; `parallel.py` wraps these functions. All arrays are the device's own share.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxcap import losses, optim
+from jaxcap.captioner import Captioner
+from jaxcap.config import Phase
+
+AXIS = "data"
+PyTree = Any
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes: arrays only, the same on every device."""
+
+    step: Array  # int32, optimizer steps since the run began
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: PyTree  # of the current phase's trainable parameters
+    rng: Array  # the run's key; step and device number are folded in
+
+
+class Batch(NamedTuple):
+    """One device's share of a batch. Exactly one of `image_BHWC`, `features_BPF` and `index_B` says what is seen.
+
+    tokens_BT1: int32 [B, T + 1], BOS … EOS and PAD; the model reads all but the last and is asked for all but the first.
+    image_BHWC: uint8 photos at the stored size. features_BPF: features computed before.
+    index_B: rows of the resident table that the step is given: photos [N, H, W, C] or features [N, P, F].
+    """
+
+    tokens_BT1: Array
+    image_BHWC: Array | None = None
+    features_BPF: Array | None = None
+    index_B: Array | None = None
+
+
+class Metrics(NamedTuple):
+    """Scalars of one step, the same on every device.
+
+    loss: nats per token. norm: of the whole gradient before clipping. norms: of its parts, `encoder` as one and the decoder's
+    by name. tokens: how many the loss is a mean over.
+    """
+
+    loss: Array
+    norm: Array
+    norms: dict[str, Array]
+    tokens: Array
+
+
+def train_step(state: TrainState, batch: Batch, table: Array | None, *, captioner: Captioner, phase: Phase,
+               optimizer: optax.GradientTransformation,
+               augment: Callable[[Array, Array], Array]) -> tuple[TrainState, Metrics]:
+    """One optimizer step on the mean loss over all devices' tokens: Σ masked cross-entropy / Σ mask.
+
+    `augment(key, image_BHWC uint8) → image_BHWC float32 in [0, 1]` at the size that the encoder sees; in a phase whose
+    augmentation is off it is the central crop. Gradients are summed over the axis "data", so any number of devices gives
+    the step of the whole batch.
+    """
+    key = jax.random.fold_in(jax.random.fold_in(state.rng, state.step), jax.lax.axis_index(AXIS))
+    augment_key, dropout_key = jax.random.split(key)
+    inputs_BT, targets_BT = batch.tokens_BT1[:, :-1], batch.tokens_BT1[:, 1:]
+    seen = _look(batch, table)
+    if seen.ndim == 4:
+        seen = augment(augment_key, seen)
+        if phase.train == "decoder":
+            seen = captioner.frozen_encode(state.params, state.batch_stats)(seen)
+    trainable, frozen = optim.split_params(state.params, phase)
+    tokens = jax.lax.psum(jnp.sum(targets_BT != 0).astype(jnp.float32), AXIS)
+
+    def loss_fn(trainable):
+        params = {**frozen, **trainable}
+        features_BPF, batch_stats = seen, state.batch_stats
+        if phase.train == "all":
+            features_BPF, batch_stats = captioner.encode(params, batch_stats, seen, batch_norm=phase.batch_norm)
+        logits_BTV = captioner.logits(params, features_BPF, inputs_BT, key=dropout_key,
+                                      train_features=phase.train == "all")
+        total, _ = losses.cross_entropy_sums(logits_BTV, targets_BT, phase.optim.label_smoothing)
+        objective = total / tokens
+        if phase.optim.encoder_l2 and phase.train == "all":  # each device adds its share of the penalty
+            objective += phase.optim.encoder_l2 * optim.encoder_l2(params) / jax.lax.axis_size(AXIS)
+        return objective, (total, batch_stats)
+
+    # The cast makes the parameters each device's own, so that the gradient is this device's share under shard_map (whose
+    # typed gradient of a replicated value would already be summed) and under pmap alike; one explicit sum follows.
+    local = jax.tree.map(lambda x: jax.lax.pcast(x, AXIS, to="varying"), trainable)
+    (_, (total, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(local)
+    grads = jax.lax.psum(grads, AXIS)
+    if phase.batch_norm == "inference":
+        batch_stats = state.batch_stats
+    else:
+        batch_stats = jax.lax.pmean(batch_stats, AXIS)
+
+    updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
+    trainable = optax.apply_updates(trainable, updates)
+    new = TrainState(state.step + 1, {**frozen, **trainable}, batch_stats, opt_state, state.rng)
+    parts = {f"decoder/{name}": tree for name, tree in grads["decoder"].items()}
+    if "encoder" in grads:
+        parts["encoder"] = grads["encoder"]
+    norms = {name: optax.global_norm(tree) for name, tree in parts.items()}
+    return new, Metrics(jax.lax.psum(total, AXIS) / tokens, optax.global_norm(grads), norms, tokens)
+
+
+def eval_step(params: PyTree, batch_stats: PyTree, batch: Batch, table: Array | None, *, captioner: Captioner,
+              crop: Callable[[Array], Array]) -> tuple[Array, Array]:
+    """Summed cross-entropy in nats and number of tokens over all devices; perplexity is exp of their ratio."""
+    seen = _look(batch, table)
+    features_BPF = seen if seen.ndim == 3 else captioner.frozen_encode(params, batch_stats)(crop(seen))
+    logits_BTV = captioner.logits(params, features_BPF, batch.tokens_BT1[:, :-1])
+    return jax.lax.psum(losses.cross_entropy_sums(logits_BTV, batch.tokens_BT1[:, 1:]), AXIS)
+
+
+def _look(batch: Batch, table: Array | None) -> Array:
+    if batch.index_B is not None:
+        return table[batch.index_B]
+    return batch.image_BHWC if batch.image_BHWC is not None else batch.features_BPF
+

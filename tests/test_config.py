@@ -1,0 +1,94 @@
+"""One description of a run: strict about keys, types and combinations."""
+
+import pytest
+
+from jaxcap import config
+from jaxcap.config import Config, Optim, Phase
+from jaxcap.errors import UserError
+
+
+def test_override_reaches_nested_settings_and_keeps_types():
+    changed = config.override(Config(), ["phases.0.optim.learning_rate=1", "data.length_buckets=8,30",
+                                         "augment.flip=true", "encoder.name=inception_v3"])
+    assert changed.phases[0].optim.learning_rate == 1.0 and isinstance(changed.phases[0].optim.learning_rate, float)
+    assert changed.data.length_buckets == (8, 30)
+    assert changed.augment.flip is True
+    assert changed.encoder.name == "inception_v3"
+
+
+@pytest.mark.parametrize("assignment, words", [
+    ("phases.0.optim.learning_rat=1", ["phases.0.optim.learning_rat", "phases.0.optim.learning_rate"]),
+    ("learning_rate=1", ["learning_rate", "phases.0.optim.learning_rate"]),
+    ("batch_size=many", ["batch_size", "whole number", "many"]),
+    ("batch_size=1.5", ["batch_size", "whole number"]),
+    ("augment.flip=1", ["augment.flip", "true or false"]),
+    ("phases.0.optim.name=adma", ["phases.0.optim.name", "adam"]),
+    ("phases.3.steps=1", ["index below 1"]),
+    ("data=3", ["group of settings"]),
+    ("phases.0=3", ["group of settings"]),
+    ("batch_size", ["neither a config file nor key=value"]),
+])
+def test_a_bad_override_is_one_clear_sentence(assignment, words):
+    with pytest.raises(UserError) as error:
+        config.override(Config(), [assignment])
+    assert all(word in str(error.value) for word in words)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("changes, word", [
+    (["batch_size=0"], "batch_size"),
+    (["encoder.size=299"], "larger than data.size"),
+    (["decoder.dropout=1.0"], "decoder.dropout"),
+    (["phases.0.epochs=0"], "either epochs or steps"),
+    (["phases.0.steps=3"], "either epochs or steps"),
+    (["phases.0.from_scratch=false"], "untrained decoder"),
+    (["data.length_buckets=8,4"], "length_buckets"),
+])
+def test_impossible_combinations_are_refused(changes, word):
+    with pytest.raises(UserError, match=word):
+        config.load(None, changes)
+
+
+def test_a_frozen_encoder_keeps_its_statistics():
+    with pytest.raises(UserError, match="batch_norm"):
+        config.check(Config(phases=(Phase(epochs=1, batch_norm="batch"),)))
+
+
+def test_dict_round_trip_and_differences():
+    one = config.load(None, ["seed=3"])
+    assert config.from_dict(config.to_dict(one)) == one
+    other = config.override(one, ["phases.0.optim.learning_rate=0.5", "name=x"])
+    lines = config.differences(one, other)
+    assert [line.split(":")[0] for line in lines] == ["name", "phases.0.optim.learning_rate"]
+    values = config.to_dict(one) | {"sead": 1}
+    with pytest.raises(UserError, match="'sead'; did you mean 'seed'"):
+        config.from_dict(values)
+
+
+def test_load_runs_a_page(tmp_path):
+    page = tmp_path / "page.py"
+    page.write_text("from jaxcap.config import *\nCONFIG = Config(name='mine', phases=(Phase(steps=2),))\n")
+    assert config.load(str(page), ["seed=7"]) == Config(name="mine", seed=7, phases=(Phase(steps=2),))
+    with pytest.raises(UserError, match="no config file"):
+        config.load(str(tmp_path / "absent.py"))
+    page.write_text("CONFIG = 3\n")
+    with pytest.raises(UserError, match="must set CONFIG"):
+        config.load(str(page))
+    page.write_text("1 / 0\n")
+    with pytest.raises(UserError, match="ZeroDivisionError"):
+        config.load(str(page))
+
+
+def test_every_shipped_page_loads():
+    from pathlib import Path
+    pages = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+    assert pages
+    for page in pages:
+        loaded = config.load(str(page))
+        assert loaded.name == page.stem
+        assert config.from_dict(config.to_dict(loaded)) == loaded
+
+
+def test_defaults_are_im2txts():
+    assert Optim().learning_rate == 2.0 and Optim().clip_norm == 5.0
+    assert Config().decoder.hidden == Config().decoder.embedding == 512

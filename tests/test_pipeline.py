@@ -1,0 +1,107 @@
+"""Batches: every pair once an epoch, shapes that do not vary, a position that can be saved."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxcap import vocab
+from jaxcap.data import pipeline
+from jaxcap.data.records import Split
+from jaxcap.errors import UserError
+from jaxcap.vocab import BOS, EOS, PAD
+
+WORDS = "a b c d e f g h".split()
+
+
+def split_of(captions):
+    return Split(Path("."), "train", [str(i) for i in range(len(captions))], captions, {}, "x")
+
+
+@pytest.fixture
+def examples():
+    random = np.random.default_rng(0)
+    captions = [[" ".join(random.choice(WORDS, random.integers(1, 9))) for _ in range(5)] for _ in range(21)]
+    split = split_of(captions)
+    return pipeline.encode(split, vocab.build((c for cs in captions for c in cs), min_count=1), 8)
+
+
+def batches(examples, total=100, seed=0, **settings):
+    settings = {"batch_size": 8, "kind": "index_B", "fetch": np.asarray, **settings}
+    return pipeline.Batches(examples, seed=seed, total=total, **settings)
+
+
+def rows_of(batch):
+    return [(int(i), *(int(t) for t in tokens if t != PAD)) for i, tokens in zip(batch["index_B"], batch["tokens_BT1"])]
+
+
+@pytest.mark.parametrize("buckets", [(), (3, 5, 8)])
+def test_an_epoch_shows_every_pair_at_most_once(examples, buckets):
+    source = batches(examples, buckets=buckets)
+    assert source.per_epoch == 105 // 8
+    seen = [row for k in range(source.per_epoch) for row in rows_of(source[k])]
+    everything = [(int(p), *(int(t) for t in tokens if t != PAD)) for p, tokens in zip(examples.photo_N, examples.tokens_NT1)]
+    assert len(seen) == 104
+    for row in set(seen):
+        assert seen.count(row) <= everything.count(row)
+    second = [row for k in range(source.per_epoch, 2 * source.per_epoch) for row in rows_of(source[k])]
+    assert seen != second
+
+
+def test_buckets_pad_only_to_the_next_length(examples):
+    source = batches(examples, buckets=(3, 5, 8))
+    lengths = set()
+    for k in range(source.per_epoch):
+        tokens_BT1 = source[k]["tokens_BT1"]
+        lengths.add(tokens_BT1.shape[1])
+        assert (tokens_BT1[:, 0] == BOS).all() and ((tokens_BT1 == EOS).sum(axis=1) == 1).all()
+    assert lengths == {5, 7, 10}
+
+
+def test_batches_depend_on_seed_and_number_alone(examples):
+    np.testing.assert_equal(batches(examples)[30], batches(examples)[30])
+    assert rows_of(batches(examples)[3]) != rows_of(batches(examples, seed=1)[3])
+
+
+def test_hosts_share_a_batch_out(examples):
+    whole = rows_of(batches(examples)[5])
+    halves = [rows_of(batches(examples, host=h, hosts=2)[5]) for h in (0, 1)]
+    assert halves[0] + halves[1] == whole
+
+
+def test_the_position_of_the_iterator_can_be_saved(examples):
+    iterator = pipeline.iterate(batches(examples))
+    for _ in range(7):
+        next(iterator)
+    position = iterator.get_state()
+    rest = [next(iterator) for _ in range(5)]
+    again = pipeline.iterate(batches(examples))
+    again.set_state(position)
+    np.testing.assert_equal([next(again) for _ in range(5)], rest)
+
+
+def test_worker_processes_read_the_same(examples):
+    alone, helped = pipeline.iterate(batches(examples, total=6)), pipeline.iterate(batches(examples, total=6), workers=1)
+    np.testing.assert_equal(list(alone), list(helped))
+
+
+def test_fewer_captions_than_a_batch_still_make_one():
+    split = split_of([["a b"], ["b a"]])
+    few = pipeline.encode(split, vocab.build(["a b"], min_count=1), 4)
+    batch = batches(few)[0]
+    assert batch["tokens_BT1"].shape == (8, 6) and set(batch["index_B"]) == {0, 1}
+
+
+def test_captions_that_are_long_empty_or_unknown_are_counted():
+    split = split_of([["a b a b a", "", " "], ["zebra yak", "a zebra"]])
+    found = pipeline.encode(split, vocab.build(["a b"], min_count=1), 3)
+    assert (found.cut, found.empty, found.unknown) == (1, 2, 1)
+    assert len(found.photo_N) == 2
+    assert found.tokens_NT1[0].tolist()[-1] == EOS and (found.length_N == [3, 2]).all()
+    with pytest.raises(UserError, match="no caption"):
+        pipeline.encode(split_of([["", "zebra"]]), vocab.build(["a b"], min_count=1), 3)
+
+
+def test_photos_are_fetched_by_row(examples):
+    source = batches(examples, kind="image_BHWC", fetch=lambda rows: rows[:, None, None, None].astype(np.uint8))
+    np.testing.assert_array_equal(source[2]["image_BHWC"][:, 0, 0, 0], batches(examples)[2]["index_B"])
