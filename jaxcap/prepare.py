@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxcap import config
-from jaxcap.data import flickr8k, folder, records
+from jaxcap.data import coco, flickr8k, folder, records
 from jaxcap.data.staging import PhotoBuilder, Plan
 from jaxcap.errors import UserError, run_command
 
@@ -23,6 +23,18 @@ out of it at random as im2txt does.
 
 exit status: 0 done, even if some photos were left out; 2 nothing was written; 130 interrupted"""
 
+
+_COCO = """\
+--source holds, packed or unpacked:
+  train2014.zip  13.5 GB    val2014.zip  6.6 GB
+  with --splits karpathy: caption_datasets.zip  37 MB, or the dataset_coco.json in it
+  with --splits im2txt:   annotations_trainval2014.zip  253 MB, or annotations/captions_*.json
+or is TFDS's own coco_captions/2014/1.1.0, written as ArrayRecord. Photos are read from the zips as they are.
+--download takes them from images.cocodataset.org and cs.stanford.edu, resumes, and checks their SHA-256.
+Karpathy's splits: train 82,783, restval 30,504, val 5,000, test 5,000 (papers train on data.train=train+restval).
+im2txt's: train2014 and the first 85 % of val2014; the next 5 %; the last 10 %.
+
+"""
 
 _FOLDER = """\
 FILE is one of:
@@ -43,8 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"--size must be at least 1, not {options.size}")
     if options.workers < 0:
         raise UserError(f"--workers must not be negative, not {options.workers}")
-    data = config.Data(name=options.dataset, label=getattr(options, "label", ""), size=options.size,
-                       dir=options.data_dir)
+    data = config.Data(name=options.dataset, label=_label(options), size=options.size, dir=options.data_dir)
     path = records.prepared_path(data)
     if path.exists() and not options.force:
         print(f"{records.dataset_name(data)} is already prepared at size {data.size} in {path} (--force does it anew)")
@@ -56,6 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         builder.prepare()
     _report(data, builder)
     return 0
+
+
+def _label(options: argparse.Namespace) -> str:
+    """What tells data sets of one name apart: a folder's label, COCO's splits where they are not the usual ones."""
+    if options.dataset == "coco":
+        return "" if options.splits == "karpathy" else options.splits
+    return getattr(options, "label", "")
 
 
 def _announce(plan: Plan) -> None:
@@ -91,6 +109,14 @@ def _parser() -> argparse.ArgumentParser:
     command = datasets.add_parser("flickr8k", parents=[common], epilog=_EPILOG, **layout,
                                   help="Flickr8k: Flicker8k_Dataset/ and Flickr8k_text/ in --source")
     command.set_defaults(plan=lambda options: flickr8k.plan(options.source))
+
+    command = datasets.add_parser("coco", parents=[common], epilog=_COCO + _EPILOG, **layout,
+                                  help="COCO 2014: the official archives in --source, or downloaded into it")
+    command.add_argument("--splits", choices=("karpathy", "im2txt"), default="karpathy",
+                         help="whose splits; im2txt's are data.name=coco data.label=im2txt in a config "
+                              "(default: %(default)s)")
+    command.add_argument("--download", action="store_true", help="download into --source what is not there")
+    command.set_defaults(plan=lambda options: coco.plan(options.source, options.splits, options.download))
 
     command = datasets.add_parser("folder", parents=[common], epilog=_FOLDER + _EPILOG, **layout,
                                   help="your own photos and captions, Flickr30k, …: a directory and a caption file")

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,9 +50,17 @@ def read(path: Path) -> list[Entry]:
     return merged
 
 
-def read_json(path: Path):
-    """The content of a JSON file. Raises `UserError` if it is missing or no JSON."""
-    return _parsed(_text(path), path)
+def read_json(path: Path, member: str = ""):
+    """The content of a JSON file, or of that `member` where `path` is a zip. Raises `UserError` if it is missing or no JSON."""
+    if not member or path.suffix.lower() != ".zip":
+        return _parsed(_text(path), path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _parsed(archive.read(member).decode("utf-8-sig"), path / member)
+    except KeyError:
+        raise UserError(f"{path} has no {member} in it") from None
+    except (OSError, zipfile.BadZipFile, UnicodeDecodeError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read ({error}): the download may be incomplete, fetch it again") from error
 
 
 def karpathy(content: dict, path: Path) -> list[Entry]:

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import zipfile
+import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -184,7 +185,7 @@ def _decode(items: Sequence[Photo], size: int, directory: Path, done: set[int], 
             return i, str(error)
         except FileNotFoundError:
             return i, "there is no such file"
-        except (OSError, zipfile.BadZipFile, KeyError) as error:
+        except (OSError, zipfile.BadZipFile, zlib.error, KeyError) as error:
             return i, f"it cannot be read ({error})"
         _write(pixels, image_HWC.tobytes(), i * size * size * 3)  # here, so that no result waits in memory
         finished.append(i)
