@@ -4,7 +4,6 @@ import fcntl
 import hashlib
 import http.client
 import os
-import sys
 import time
 import urllib.error
 import urllib.parse
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from jaxcap import progress
 from jaxcap.errors import UserError
 
 _CHUNK = 1 << 20
@@ -43,8 +43,8 @@ def fetch(remote: Remote, directory: Path) -> Path:
     """`directory/name` of a remote file, downloaded unless it is there.
 
     What has arrived of an interrupted download lies in `name.part` and is completed by the next call. Raises
-    `UserError` if the server cannot be reached or refuses, the checksum is wrong (the part is deleted then), or the disk
-    is full.
+    `UserError` if the server cannot be reached or refuses, the checksum is wrong (the part is deleted then), or the
+    disk is full.
     """
     target = directory / remote.name
     if target.exists():
@@ -54,16 +54,16 @@ def fetch(remote: Remote, directory: Path) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         with open(part, "ab") as file:
             _lock(file, part)
-            with _bar(remote) as bar:
+            with progress.bar(remote.name, remote.size, "B") as bar:
                 _complete(remote, file, bar)
         if _sha256(part) != remote.sha256:
             part.unlink()
-            raise UserError(f"what {remote.url} sent is not the published file (its SHA-256 is not {remote.sha256[:16]}…); "
-                            "it was deleted, run the same command to download it again")
+            raise UserError(f"what {remote.url} sent is not the published file (its SHA-256 is not "
+                            f"{remote.sha256[:16]}…); it was deleted, run the same command to download it again")
         os.replace(part, target)
     except OSError as error:
-        raise UserError(f"cannot write to {directory}: {error.strerror or error}; what has arrived is kept, free the disk "
-                        "and run the same command again") from error
+        raise UserError(f"cannot write to {directory}: {error.strerror or error}; what has arrived is kept, free the "
+                        "disk and run the same command again") from error
     return target
 
 
@@ -111,7 +111,7 @@ def _request(remote: Remote, offset: int) -> http.client.HTTPResponse:
         return urllib.request.urlopen(urllib.request.Request(remote.url, headers=headers), timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as error:
         if error.code < 500:
-            raise UserError(f"{remote.url} answers {error.code} {error.reason}; put the file in place yourself") from error
+            raise UserError(f"{remote.url} answers {error.code} {error.reason}; put the file there yourself") from error
         raise _Cut(f"{error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)  # URLError wraps what went wrong
@@ -146,8 +146,3 @@ def _lock(file, part: Path) -> None:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _bar(remote: Remote) -> tqdm:
-    pause = 0.2 if sys.stderr.isatty() else 10.0
-    return tqdm(desc=remote.name, total=remote.size, unit="B", unit_scale=True, mininterval=pause, dynamic_ncols=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxcap import config
-from jaxcap.data import coco, flickr8k, folder, records
+from jaxcap.data import coco, flickr8k, folder, places, records
 from jaxcap.data.staging import PhotoBuilder, Plan
 from jaxcap.errors import UserError, run_command
 
@@ -56,14 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.workers < 0:
         raise UserError(f"--workers must not be negative, not {options.workers}")
     data = config.Data(name=options.dataset, label=_label(options), size=options.size, dir=options.data_dir)
-    path = records.prepared_path(data)
+    path = places.prepared_path(data)
     if path.exists() and not options.force:
-        print(f"{records.dataset_name(data)} is already prepared at size {data.size} in {path} (--force does it anew)")
+        print(f"{places.dataset_name(data)} is already prepared at size {data.size} in {path} (--force does it anew)")
         return 0
     plan = options.plan(options)
     _announce(plan)
-    with records.set_aside(data):
-        builder = records.builder_class(data.name)(data, plan, options.workers)
+    with places.set_aside(data):
+        builder = places.builder_class(data.name)(data, plan, options.workers)
         builder.prepare()
     _report(data, builder)
     return 0

@@ -130,7 +130,7 @@ def test_a_refusal_is_final_and_trouble_is_not(server, tmp_path, status, request
 
 
 def test_no_network_is_one_sentence(server, tmp_path):
-    with pytest.raises(UserError, match="cannot download file.zip from no.such.host.invalid .* put the file there yourself"):
+    with pytest.raises(UserError, match="cannot download file.zip from no.such.host.invalid .* put the file there"):
         download.fetch(remote(server, url="http://no.such.host.invalid/file.zip"), tmp_path)
     server.http.shutdown()
     server.http.server_close()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxcap import config, prepare
-from jaxcap.data import captions, folder, records
+from jaxcap.data import captions, folder, places, records
 from jaxcap.errors import UserError
 
 CAPTIONS = {
@@ -45,9 +45,13 @@ def as_csv(delimiter=",", with_split=True):
 
 
 def as_jsonl(many):
-    items = [{"image": name, "captions": texts, "split": SPLITS[name]} for name, texts in CAPTIONS.items()] if many else [
-        {"image": name, "caption": text, "split": SPLITS[name]} for name, texts in CAPTIONS.items() for text in texts]
+    items = one_a_photo() if many else [{"image": name, "caption": text, "split": SPLITS[name]}
+                                        for name, texts in CAPTIONS.items() for text in texts]
     return "".join(json.dumps(item, ensure_ascii=many) + "\n" for item in items)
+
+
+def one_a_photo():
+    return [{"image": name, "captions": texts, "split": SPLITS[name]} for name, texts in CAPTIONS.items()]
 
 
 def as_karpathy():
@@ -71,7 +75,7 @@ FILES = {
     "comma.csv": as_csv(), "tab.tsv": as_csv("\t"), "semicolon.csv": as_csv(";"), "bar.txt": as_csv("|"),
     "windows.csv": "\ufeff" + as_csv().replace("\n", "\r\n"),
     "one.jsonl": as_jsonl(False), "many.jsonl": as_jsonl(True),
-    "list.json": json.dumps([{"image": name, "captions": texts, "split": SPLITS[name]} for name, texts in CAPTIONS.items()]),
+    "list.json": json.dumps(one_a_photo()),
     "karpathy.json": as_karpathy(),
 }
 
@@ -102,11 +106,11 @@ def test_coco_keeps_its_ids_and_splits_by_hash(source, tmp_path):
 def test_prepared_and_read_back(source, tmp_path, capsys):
     (source / "deep" / "er" / "cat.jpg").write_bytes(b"")
     file = written(tmp_path, "captions.csv", as_csv())
-    assert prepare.main(["folder", "--source", str(source), "--captions", str(file), "--label", "tiere-1", "--size", "8",
-                         "--data-dir", str(tmp_path / "data")]) == 0
+    arguments = ["--source", str(source), "--captions", str(file), "--label", "tiere-1", "--size", "8"]
+    assert prepare.main(["folder", *arguments, "--data-dir", str(tmp_path / "data")]) == 0
     assert "left out  deep/er/cat.jpg: it is empty" in capsys.readouterr().out
     data = config.Data(name="folder", label="tiere-1", size=8, dir=str(tmp_path / "data"))
-    assert records.prepared_path(data) == tmp_path / "data" / "folder-tiere-1" / "8" / "1.0.0"
+    assert places.prepared_path(data) == tmp_path / "data" / "folder-tiere-1" / "8" / "1.0.0"
     assert records.splits(data) == ["train", "val"]
     split = records.open_split(data, "train+val")
     assert split.image_ids == ["hund.jpg", "café.webp", "犬/犬 一.png"]
@@ -122,7 +126,8 @@ def test_a_split_by_hash_is_stable_and_has_the_shares(tmp_path):
         (root / name).touch()
 
     def assigned(some):
-        plan = folder.plan(root, written(tmp_path, "c.csv", "image,caption\n" + "".join(f"{n},x\n" for n in some)), 0.1, 0.2)
+        file = written(tmp_path, "c.csv", "image,caption\n" + "".join(f"{name},x\n" for name in some))
+        plan = folder.plan(root, file, 0.1, 0.2)
         return {photo.image_id: split for split, photos in plan.splits.items() for photo in photos}
 
     everything = assigned(names)
@@ -171,9 +176,9 @@ def test_what_has_no_partner_is_named(source, tmp_path):
     ("c.csv", "file,words\nhund.jpg,a dog\n", "must name the columns image, caption.*'file,words'"),
     ("c.csv", "image,caption\nhund.jpg,a dog, running\n", "line 2 of .* has 3 cells where the first line has 2"),
     ("c.csv", "image,caption\n,a dog\n", "a caption without an image name: 'a dog'"),
-    ("c.csv", "image,caption\nnone.jpg,a dog\n", "none of the 1 photos .* the first is none.jpg: has captions but no photo"),
+    ("c.csv", "image,caption\nnone.jpg,a dog\n", "none of the 1 photos .* the first is none.jpg: has captions but"),
     ("c.csv", "image,caption,split\nhund.jpg,a dog,train\nhund.jpg,a dog,val\n", "puts hund.jpg into two splits"),
-    ("c.csv", "image,caption,split\nhund.jpg,a dog,train\ncat.jpg,a cat,\n", "some photos a split and others none"),
+    ("c.csv", "image,caption,split\nhund.jpg,a dog,train\ncat.jpg,a cat,\n", "some photos a split and others, such as cat.jpg, none"),
     ("c.csv", "image,caption,split\nhund.jpg,a dog,../x\n", "cannot be the name of a split"),
     ("c.csv", "image,caption\nhund.jpg,Stra\xdfe\n".encode("latin-1"), "is not UTF-8"),
     ("c.jsonl", '{"image": "hund.jpg", "caption": "a dog"}\n{"image": \n', "line 2 of .* is not JSON"),

@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from jaxcap import config, prepare
-from jaxcap.data import photos, records, staging
+from jaxcap.data import photos, places, records, staging
 from jaxcap.errors import UserError
 
 COUNT = {"train": 40, "dev": 8}
@@ -50,9 +50,13 @@ def damage(source, number, content=b""):
     (source / "Flicker8k_Dataset" / f"photo_{number:03d}.jpg").write_bytes(content)
 
 
+def expected(source, name):
+    return photos.resize(photos.decode(source / "Flicker8k_Dataset" / name), 16)
+
+
 def leftovers(data):
     """Everything that lies in the data directory besides prepared data sets."""
-    path = records.prepared_path(data)
+    path = places.prepared_path(data)
     return [file for file in path.parent.glob("*") if file != path]
 
 
@@ -64,7 +68,7 @@ def test_records_hold_what_the_source_holds(source, data, capsys):
     assert split.image_ids == [f"photo_{i:03d}.jpg" for i in range(40, 48)]
     assert split.captions[0] == ["Ein Hund läuft .", "a dog in photo_040.jpg ."]
     for i, name in enumerate(split.image_ids):
-        np.testing.assert_array_equal(split.image(i), photos.load(source / "Flicker8k_Dataset" / name, 16))
+        np.testing.assert_array_equal(split.image(i), expected(source, name))
     np.testing.assert_array_equal(split.images([5, 0, 5]), np.stack([split.image(i) for i in (5, 0, 5)]))
     assert split.images([]).shape == (0, 16, 16, 3)
     assert leftovers(data) == []
@@ -72,7 +76,7 @@ def test_records_hold_what_the_source_holds(source, data, capsys):
 
 def test_tfds_reads_the_records_by_itself(source, data):
     run(source, data)
-    builder = tfds.builder_from_directory(records.prepared_path(data))
+    builder = tfds.builder_from_directory(places.prepared_path(data))
     assert (builder.info.name, builder.info.splits["train"].num_examples) == ("flickr8k", 40)
     example = builder.as_data_source("train")[3]
     assert example["image"].shape == (16, 16, 3) and example["image_id"] == b"photo_003.jpg"
@@ -101,9 +105,9 @@ def test_many_files_keep_the_order(source, data, monkeypatch):
     monkeypatch.setattr(records, "_SHARD_BYTES", 7 * 16 * 16 * 3)
     run(source, data)
     split = records.open_split(data, "train")
-    assert len(list(records.prepared_path(data).glob("*train.array_record*"))) == 6
+    assert len(list(places.prepared_path(data).glob("*train.array_record*"))) == 6
     for i in (0, 6, 7, 39):
-        np.testing.assert_array_equal(split.image(i), photos.load(source / "Flicker8k_Dataset" / split.image_ids[i], 16))
+        np.testing.assert_array_equal(split.image(i), expected(source, split.image_ids[i]))
 
 
 def test_bad_photos_are_left_out_by_name(source, data, capsys):
@@ -117,13 +121,13 @@ def test_bad_photos_are_left_out_by_name(source, data, capsys):
     for name, reason in {"003": "it is empty", "017": "it is not a photo", "020": "it is damaged",
                          "044": "has captions but no photo"}.items():
         assert f"left out  photo_{name}.jpg: {reason}" in out
-    skipped = (records.prepared_path(data) / "skipped.txt").read_text().splitlines()
+    skipped = (places.prepared_path(data) / "skipped.txt").read_text().splitlines()
     assert len(skipped) == 4
     split = records.open_split(data, "train")
     assert len(split) == 37 and not {"photo_003.jpg", "photo_017.jpg", "photo_020.jpg"} & set(split.image_ids)
     for i in (2, 3, 36):  # captions stay with their photos behind a gap
         assert split.image_ids[i] in split.captions[i][1]
-        np.testing.assert_array_equal(split.image(i), photos.load(source / "Flicker8k_Dataset" / split.image_ids[i], 16))
+        np.testing.assert_array_equal(split.image(i), expected(source, split.image_ids[i]))
 
 
 def test_a_split_of_damaged_photos_is_not_offered(source, data):
@@ -140,7 +144,7 @@ def test_nothing_but_damaged_photos_is_an_error(source, data):
         damage(source, number)
     with pytest.raises(UserError, match="none of the 48 photos can be read; the first is photo_000.jpg: it is empty"):
         run(source, data)
-    assert not records.prepared_path(data).exists()
+    assert not places.prepared_path(data).exists()
 
 
 def test_a_finished_data_set_is_left_alone_unless_forced(source, data, capsys, monkeypatch):
@@ -183,26 +187,22 @@ def test_an_interrupted_run_resumes_where_it_was(source, data, monkeypatch, work
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         count_loads(patch, interrupt_at=30)
         run(source, data, "--workers", workers)
-    assert not records.prepared_path(data).exists()
+    assert not places.prepared_path(data).exists()
     loads = count_loads(monkeypatch)
     assert run(source, data, "--workers", workers) == 0
     assert len(loads) <= 48 - 29 + int(workers)  # what was at work then is done again
     split = records.open_split(data, "train+val")
     assert len(split) == 48
     for i in (0, 12, 28, 29, 30, 47):
-        np.testing.assert_array_equal(split.image(i), _expected(source, split.image_ids[i]))
+        np.testing.assert_array_equal(split.image(i), expected(source, split.image_ids[i]))
     assert leftovers(data) == []
-
-
-def _expected(source, name):
-    return photos.resize(photos.decode(source / "Flicker8k_Dataset" / name), 16)
 
 
 def test_an_interruption_while_writing_costs_no_decoding(source, data, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(records._Shard, "__call__", interrupt)
         run(source, data)
-    assert not records.prepared_path(data).exists()
+    assert not places.prepared_path(data).exists()
     loads = count_loads(monkeypatch)
     run(source, data)
     assert loads == [] and len(records.open_split(data, "train")) == 40
@@ -216,7 +216,7 @@ def test_a_killed_run_loses_only_what_the_journal_lacks(source, data, monkeypatc
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(records._Shard, "__call__", interrupt)
         run(source, data)
-    stage = records.prepared_path(data).with_name("1.0.0.staging")
+    stage = places.prepared_path(data).with_name("1.0.0.staging")
     journal = (stage / "journal").read_text()
     (stage / "journal").write_text("".join(journal.splitlines(True)[:10]) + "4")  # cut off inside a line
     (stage.parent / "incomplete.ABC123_1.0.0").mkdir()  # TFDS's, when it is killed
@@ -234,7 +234,7 @@ def test_other_photos_do_not_resume_the_old_ones(source, data, monkeypatch):
     run(source, data)
     split = records.open_split(data, "train")
     assert split.image_ids[0] == "photo_039.jpg"
-    np.testing.assert_array_equal(split.image(0), _expected(source, "photo_039.jpg"))
+    np.testing.assert_array_equal(split.image(0), expected(source, "photo_039.jpg"))
 
 
 def test_a_photo_mended_in_between_is_read(source, data, monkeypatch):
@@ -260,7 +260,7 @@ def test_a_full_disk_while_decoding_keeps_what_is_done(source, data, monkeypatch
     with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device; free the disk"):
         patch.setattr(os, "pwrite", full)
         run(source, data)
-    assert not records.prepared_path(data).exists()
+    assert not places.prepared_path(data).exists()
     loads = count_loads(monkeypatch)
     run(source, data)
     assert len(loads) == 48 - 25
@@ -274,13 +274,13 @@ def test_a_full_disk_while_writing_records_leaves_no_half_data_set(source, data,
         return call(self)
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot write to .*flickr8k/16/1.0.0: .*; free"):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot write to .*/16/1.0.0: .*; free"):
         patch.setattr(records._Shard, "__call__", limited)
         try:
             run(source, data)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [path.name for path in leftovers(data)] == ["1.0.0.staging"] and not records.prepared_path(data).exists()
+    assert [path.name for path in leftovers(data)] == ["1.0.0.staging"] and not places.prepared_path(data).exists()
     run(source, data)
     assert len(records.open_split(data, "train")) == 40
 
@@ -307,7 +307,7 @@ def test_a_place_that_may_not_be_written(source, tmp_path):
 
 
 def test_two_at_once_are_refused(source, data):
-    stage = records.prepared_path(data).with_name("1.0.0.staging")
+    stage = places.prepared_path(data).with_name("1.0.0.staging")
     stage.mkdir(parents=True)
     with staging._only_one(stage), pytest.raises(UserError, match="another process is preparing"):
         run(source, data)
@@ -330,8 +330,8 @@ def test_a_missing_source(tmp_path, data):
 
 
 def test_what_is_not_prepared_says_how_to(data):
-    with pytest.raises(UserError, match="not prepared at size 16 in .*run: python -m jaxcap.prepare flickr8k --source DIR "
-                                        "--size 16 --data-dir"):
+    with pytest.raises(UserError, match="not prepared at size 16 in .*run: python -m jaxcap.prepare flickr8k "
+                                        "--source DIR --size 16 --data-dir"):
         records.open_split(data, "train")
     with pytest.raises(UserError, match="prepare folder --source DIR --captions FILE --label cats --size 64"):
         records.splits(config.Data(name="folder", label="cats", dir=data.dir))
@@ -347,7 +347,7 @@ def test_splits_that_do_not_exist(source, data):
 
 def test_a_damaged_index_is_said(source, data):
     run(source, data)
-    (records.prepared_path(data) / "val.index.json").write_text('{"image_ids": [')
+    (places.prepared_path(data) / "val.index.json").write_text('{"image_ids": [')
     with pytest.raises(UserError, match="is damaged .* prepare it again with --force"):
         records.open_split(data, "val")
 

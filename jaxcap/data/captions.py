@@ -28,7 +28,7 @@ class Entry:
 
 
 def read(path: Path) -> list[Entry]:
-    """The entries of a caption file, one a photo, in the order of the file; its format is told by its suffix and content.
+    """The entries of a caption file, one a photo, in the order of the file; suffix and content tell the format.
 
     Raises `UserError` if it cannot be read, is none of the formats, or holds no photo with a caption.
     """
@@ -51,7 +51,7 @@ def read(path: Path) -> list[Entry]:
 
 
 def read_json(path: Path, member: str = ""):
-    """The content of a JSON file, or of that `member` where `path` is a zip. Raises `UserError` if it is missing or no JSON."""
+    """The content of a JSON file, or of that `member` where `path` is a zip. Raises `UserError` if it is no JSON."""
     if not member or path.suffix.lower() != ".zip":
         return _parsed(_text(path), path)
     try:
@@ -60,7 +60,7 @@ def read_json(path: Path, member: str = ""):
     except KeyError:
         raise UserError(f"{path} has no {member} in it") from None
     except (OSError, zipfile.BadZipFile, UnicodeDecodeError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read ({error}): the download may be incomplete, fetch it again") from error
+        raise UserError(f"{path} cannot be read ({error}): it may be incomplete, download it again") from error
 
 
 def karpathy(content: dict, path: Path) -> list[Entry]:
@@ -177,7 +177,7 @@ def _merge(entries: Iterable[Entry], path: Path) -> list[Entry]:
     splits = {bool(entry.split) for entry in merged.values()}
     if len(splits) > 1:
         name = next(entry.name for entry in merged.values() if not entry.split)
-        raise UserError(f"{path} gives some photos a split and others none, such as {name}; give all of them one, or none")
+        raise UserError(f"{path} gives some photos a split and others, such as {name}, none; give one to all or none")
     return list(merged.values())
 
 
@@ -204,7 +204,8 @@ def _text(path: Path) -> str:
     except FileNotFoundError:
         raise UserError(f"there is no caption file {path}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"caption file {path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+        where = f"{error.reason} at byte {error.start}"
+        raise UserError(f"caption file {path} is not UTF-8 ({where}); save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"caption file {path} cannot be read: {error.strerror or error}") from None
 

@@ -1,8 +1,8 @@
 """COCO 2014 captions (Lin et al. 2014; Chen et al. 2015) from the official archives, as they are or unpacked.
 
 Karpathy and Li's splits (CVPR 2015) are the default: train 82,783, restval 30,504, val 5,000, test 5,000 photos, and
-papers train on train+restval. im2txt's are train2014 with the first 85 % of val2014, the next 5 %, the last 10 %, in the order of
-the annotation file; the two do not compare.
+papers train on train+restval. im2txt's are train2014 with the first 85 % of val2014, the next 5 %, the last 10 %, in
+the order of the annotation file. Scores on the two do not compare.
 """
 
 import os
@@ -17,14 +17,18 @@ from jaxcap.errors import UserError
 
 # Sizes and SHA-256 as tensorflow-datasets 4.9.10 publishes them (url_checksums/coco_captions.txt and coco2014.txt).
 _REMOTES = {
-    "train2014": download.Remote("http://images.cocodataset.org/zips/train2014.zip", 13_510_573_713,
-                                 "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775"),
-    "val2014": download.Remote("http://images.cocodataset.org/zips/val2014.zip", 6_645_013_297,
-                               "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0"),
-    "annotations": download.Remote("http://images.cocodataset.org/annotations/annotations_trainval2014.zip", 252_872_794,
-                                   "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009"),
-    "karpathy": download.Remote("https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip", 36_745_453,
-                                "4cfd70132527b80933105e5829dc9034eaab9573482e2e680abbab6130244817"),
+    "train2014": download.Remote(
+        "http://images.cocodataset.org/zips/train2014.zip",
+        13_510_573_713, "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775"),
+    "val2014": download.Remote(
+        "http://images.cocodataset.org/zips/val2014.zip",
+        6_645_013_297, "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0"),
+    "annotations": download.Remote(
+        "http://images.cocodataset.org/annotations/annotations_trainval2014.zip",
+        252_872_794, "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009"),
+    "karpathy": download.Remote(
+        "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip",
+        36_745_453, "4cfd70132527b80933105e5829dc9034eaab9573482e2e680abbab6130244817"),
 }
 _NEEDED = {"karpathy": ("karpathy", "val2014", "train2014"), "im2txt": ("annotations", "val2014", "train2014")}
 _SPLITS = ("train", "restval", "val", "test")
@@ -37,8 +41,8 @@ class Coco(PhotoBuilder, skip_registration=True):
 def plan(source: Path, splits: str = "karpathy", fetch: bool = False) -> Plan:
     """The photos and captions in `source`: the archives, unpacked or not, or TFDS's `coco_captions` in ArrayRecord.
 
-    `splits` is "karpathy" or "im2txt"; what they need and `source` lacks is downloaded if `fetch` is true. A split whose
-    photos are not there is not offered. Raises `UserError` if what is needed is missing or damaged.
+    `splits` is "karpathy" or "im2txt"; what they need and `source` lacks is downloaded if `fetch` is true. A split
+    whose photos are not there is not offered. Raises `UserError` if what is needed is missing or damaged.
     """
     if prepared := coco_tfds.find(source):
         if splits != "karpathy":
@@ -72,8 +76,8 @@ def _karpathy(source: Path) -> list[captions.Entry]:
     """Photos with captions and splits from Karpathy's file, which holds all three."""
     found = _find(source, "karpathy")
     if found is None:
-        raise UserError(f"Karpathy's splits need dataset_coco.json or {_REMOTES['karpathy'].name} in {source}; get it with "
-                        f"--download or from {_REMOTES['karpathy'].url}, or use --splits im2txt")
+        raise UserError(f"Karpathy's splits need dataset_coco.json or {_REMOTES['karpathy'].name} in {source}; get it "
+                        f"with --download or from {_REMOTES['karpathy'].url}, or use --splits im2txt")
     content = captions.read_json(found, member="dataset_coco.json")
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise UserError(f"{found} is not Karpathy's file: it has no list of images")
@@ -89,12 +93,14 @@ def _im2txt(source: Path) -> list[captions.Entry]:
     """Photos with captions from COCO's own files, and the splits that im2txt makes of them."""
     found = _find(source, "annotations")
     if found is None:
-        raise UserError(f"im2txt's splits need {_REMOTES['annotations'].name} or annotations/captions_train2014.json and "
-                        f"captions_val2014.json in {source}; get them with --download or from {_REMOTES['annotations'].url}")
+        raise UserError(f"im2txt's splits need {_REMOTES['annotations'].name}, or the captions_train2014.json and "
+                        f"captions_val2014.json of it in annotations/, in {source}; get it with --download or from "
+                        f"{_REMOTES['annotations'].url}")
     read = {}
     for part in ("train2014", "val2014"):
         file = f"captions_{part}.json"
-        content = captions.read_json(found / file) if found.is_dir() else captions.read_json(found, f"annotations/{file}")
+        unpacked = found.is_dir()
+        content = captions.read_json(found / file if unpacked else found, "" if unpacked else f"annotations/{file}")
         if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
             raise UserError(f"{file} in {found} is not COCO's: it has no list of annotations")
         read[part] = [replace(entry, folder=part) for entry in captions.coco(content, found)]
@@ -113,7 +119,7 @@ class _Archive:
         try:
             self._names = set(os.listdir(found) if found.is_dir() else zipfile.ZipFile(found).namelist())
         except (OSError, zipfile.BadZipFile) as error:
-            raise UserError(f"{found} cannot be read ({error}): the download may be incomplete, fetch it again") from error
+            raise UserError(f"{found} cannot be read ({error}): it may be incomplete, download it again") from error
 
     def photo(self, name: str) -> Source | None:
         """Where the photo is, if it is there."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from jaxcap.data.records import progress
+from jaxcap import progress
 from jaxcap.data.staging import Photo, Plan
 from jaxcap.errors import UserError
 
@@ -44,16 +44,16 @@ def plan(directory: Path) -> Plan:
     file_format = builder.info.file_format
     if file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(
-            f"{directory} is written as {file_format.value}, which needs TensorFlow to be read; convert it where TensorFlow is "
-            "installed (python -m tensorflow_datasets.scripts.convert_format --dataset_dir=… --out_file_format=array_record "
-            "--out_dir=…), or use COCO's own archives")
+            f"{directory} is written as {file_format.value}, which needs TensorFlow to be read; convert it where "
+            "TensorFlow is installed (python -m tensorflow_datasets.scripts.convert_format --dataset_dir=… --out_dir=… "
+            "--out_file_format=array_record), or use COCO's own archives")
     if not {"image", "image/id", "captions"} <= set(builder.info.features or ()):
         raise UserError(f"{directory} holds the TFDS data set {builder.info.name}, not coco_captions")
     splits = {}
     for split in builder.info.splits:
         records = _records(directory, split)
         photos = []
-        with progress(f"reading captions of {split}", len(records)) as bar:
+        with progress.bar(f"reading captions of {split}", len(records)) as bar:
             for index in range(len(records)):
                 record = records[index]
                 captions = tuple(" ".join(text.decode().split()) for text in record["captions"]["text"])

@@ -30,8 +30,8 @@ def plan(source: Path) -> Plan:
     require_directory(source)
     folder = next((source / name for name in _PHOTOS if (source / name).is_dir()), None)
     if folder is None:
-        raise UserError(f"{source} has no directory {_PHOTOS[0]}: --source must hold the photos in {_PHOTOS[0]}/ and the "
-                        f"captions in {_TEXT}/")
+        raise UserError(f"{source} has no directory {_PHOTOS[0]}: --source must hold the photos in {_PHOTOS[0]}/ "
+                        f"and the captions in {_TEXT}/")
     captions = _read_tokens(source / _TEXT / _TOKENS)
     names = set(os.listdir(folder))
     problems = [f"{name}: has captions but no photo" for name in captions if name not in names]

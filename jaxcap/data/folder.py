@@ -1,4 +1,4 @@
-"""A person's own photos and captions, or any data set that comes as a directory and a caption file, such as Flickr30k."""
+"""A person's own photos and captions, or any data set of a directory and a caption file, such as Flickr30k."""
 
 import hashlib
 import os
@@ -104,7 +104,8 @@ class _Files:
 
 def _parts(path: str) -> tuple[str, ...]:
     """A path's names in one Unicode spelling: some systems store "é" as one character, others as two."""
-    return tuple(part for part in unicodedata.normalize("NFC", path.replace("\\", "/")).split("/") if part not in ("", "."))
+    parts = unicodedata.normalize("NFC", path.replace("\\", "/")).split("/")
+    return tuple(part for part in parts if part not in ("", "."))
 
 
 def _one_ends_as_the_other(a: tuple[str, ...], b: tuple[str, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""Prepared data sets: one record a photo, in TFDS's layout as ArrayRecord, written once and read at random without TensorFlow.
+"""Prepared data sets: one record a photo, written once by TFDS as ArrayRecord, read at random without TensorFlow.
 
 A data set lies in `<data_dir>/<name>[-label]/<size>/<version>/`: the records that TFDS wrote (any TFDS reads them with
 `builder_from_directory`), and beside them one `<split>.index.json` with every image id and caption, so that text is
@@ -7,12 +7,9 @@ there at once without touching the photos. A directory is renamed into place whe
 
 import contextlib
 import hashlib
-import importlib
 import io
 import json
 import os
-import shutil
-import sys
 import tempfile
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,15 +23,10 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core.writer import ExampleWriter
 from tqdm import tqdm
 
-from jaxcap import config
+from jaxcap import config, progress
+from jaxcap.data.places import builder_class, cannot_write, data_dir, dataset_name, prepared_path
 from jaxcap.errors import UserError
 
-_BUILDERS = {  # data.name → where its CaptionBuilder is
-    "shapes": "jaxcap.data.shapes:Shapes",
-    "flickr8k": "jaxcap.data.flickr8k:Flickr8k",
-    "coco": "jaxcap.data.coco:Coco",
-    "folder": "jaxcap.data.folder:Folder",
-}
 _DRAWN = ("shapes",)  # made of code alone, so opening one prepares it
 _INDEX = ".index.json"
 _SHARD_BYTES = 128 << 20  # pixels a file; a writer holds one such file's photos at a time
@@ -102,7 +94,7 @@ class CaptionBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     def _shard_iterators_per_split(self, dl_manager):
         per_shard = max(1, _SHARD_BYTES // (self.size * self.size * 3))
         contents = {split: records for split, records in self.contents().items() if len(records)}
-        self._bar = progress("writing", sum(map(len, contents.values())))
+        self._bar = progress.bar("writing", sum(map(len, contents.values())))
         shards = {}
         for split, records in contents.items():
             index = {"image_ids": [], "captions": [], "extra": {name: [] for name in self.EXTRA}}
@@ -129,7 +121,7 @@ class CaptionBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
 
 class _PlainWriter(ExampleWriter):
-    """TFDS's writer without compression: pixels shrink by a fifth only, and take ten times as long to write, twice to read."""
+    """TFDS's writer without compression, which saves a fifth of the disk for ten times the writing, twice the reading."""
 
     def write(self, path, examples) -> None:
         with _as_os_error():
@@ -176,7 +168,7 @@ class _Shard:
 
 @dataclass(frozen=True)
 class Split:
-    """A prepared split, or several joined with "+", with random access. Cheap to pickle: workers open the files anew."""
+    """A prepared split, or several joined with "+", with random access. A pickled copy opens the files anew."""
 
     path: Path  # the data set's directory
     name: str  # as in "train+restval"
@@ -241,57 +233,6 @@ def splits(data: config.Data) -> list[str]:
     return _offered(_prepared(data))
 
 
-def data_dir(data: config.Data) -> Path:
-    """Where prepared data sets are kept: `data.dir`, or $JAXCAP_DATA, or ~/.cache/jaxcap/data."""
-    return Path(data.dir or os.environ.get("JAXCAP_DATA") or "~/.cache/jaxcap/data").expanduser().absolute()
-
-
-def dataset_name(data: config.Data) -> str:
-    """The directory name of a data set: its name, and its label if it has one."""
-    return f"{data.name}-{data.label}" if data.label else data.name
-
-
-def builder_class(name: str) -> type[CaptionBuilder]:
-    """The builder of the data set `name` (one of `config.Data.name`'s)."""
-    module, attribute = _BUILDERS[name].split(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
-def prepared_path(data: config.Data, version=None) -> Path:
-    """The directory of the prepared data set (default: in its builder's version), whether or not it exists."""
-    version = version or builder_class(data.name).VERSION
-    return data_dir(data) / dataset_name(data) / str(data.size) / str(version)
-
-
-@contextlib.contextmanager
-def set_aside(data: config.Data) -> Iterator[None]:
-    """Clears the place of a prepared data set for a new one; if that is not made, the old one comes back."""
-    path = prepared_path(data)
-    aside = path.with_name(path.name + ".replaced")
-    if path.exists():
-        shutil.rmtree(aside, ignore_errors=True)
-        path.rename(aside)
-    try:
-        yield
-    finally:
-        if path.exists():
-            shutil.rmtree(aside, ignore_errors=True)
-        elif aside.exists():
-            aside.rename(path)
-
-
-def cannot_write(path: Path, error: Exception) -> str:
-    """The sentence for a data set that could not be written to `path`."""
-    reason = getattr(error, "strerror", None) or error
-    return f"cannot write to {path}: {reason}; free the disk or name another directory with --data-dir (data.dir)"
-
-
-def progress(what: str, total: int, initial: int = 0) -> tqdm:
-    """A bar with photos/s and an ETA on stderr, which seldom speaks where nobody watches."""
-    pause = 0.2 if sys.stderr.isatty() else 10.0
-    return tqdm(desc=what, total=total, initial=initial, unit=" photos", mininterval=pause, dynamic_ncols=True)
-
-
 def _prepared(data: config.Data) -> Path:
     path = prepared_path(data)
     if path.exists():
@@ -314,7 +255,7 @@ def _read_index(path: Path, split: str) -> dict:
     try:
         return json.loads((path / (split + _INDEX)).read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"the prepared data set in {path} is damaged ({error}); prepare it again with --force") from error
+        raise UserError(f"the prepared data set in {path} is damaged ({error}); prepare it again with --force") from None
 
 
 @contextlib.contextmanager

@@ -24,9 +24,10 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from jaxcap import config
+from jaxcap import config, progress
 from jaxcap.data import photos
-from jaxcap.data.records import CaptionBuilder, Record, cannot_write, progress
+from jaxcap.data.places import cannot_write
+from jaxcap.data.records import CaptionBuilder, Record
 from jaxcap.errors import UserError
 
 _JOURNAL_EVERY = 256  # photos between two lines of the journal: what a power cut loses at most
@@ -118,7 +119,8 @@ class PhotoBuilder(CaptionBuilder, skip_registration=True):
         return path
 
     def contents(self) -> dict[str, Sequence[Record]]:
-        staged = stage([photo for items in self.plan.splits.values() for photo in items], self.size, self._directory, self.workers)
+        everything = [photo for items in self.plan.splits.values() for photo in items]
+        staged = stage(everything, self.size, self._directory, self.workers)
         self.skipped = [*self.plan.problems, *staged.damaged.values()]
         self.beside["skipped.txt"] = "".join(line + "\n" for line in self.skipped)
         contents, start = {}, 0
@@ -197,7 +199,7 @@ def _decode(items: Sequence[Photo], size: int, directory: Path, done: set[int], 
         with open(directory / "journal", "a") as journal:
             journal.write("".join(f"{i}\n" for i in batch))
 
-    bar = progress("decoding", len(items), initial=len(done))
+    bar = progress.bar("decoding", len(items), initial=len(done))
     pool = ThreadPoolExecutor(workers)
     cv2_threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # the photos are the parallel part
