@@ -53,14 +53,12 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC):
-        layer = functools.partial(ConvBN, batch_norm=self.batch_norm, dtype=self.dtype)
+        layer = functools.partial(ConvBN, activation=relu6, batch_norm=self.batch_norm, dtype=self.dtype)
         channels = x_BHWC.shape[-1]
-        y_BHWC = x_BHWC
-        if self.expansion > 1:
-            y_BHWC = layer(channels * self.expansion, activation=relu6, name="expand")(y_BHWC)
-        y_BHWC = layer(channels * self.expansion, (self.kernel, self.kernel), self.stride, depthwise=True,
-                       activation=relu6, name="depthwise")(y_BHWC)
-        y_BHWC = layer(self.features, name="project")(y_BHWC)
+        wide = channels * self.expansion
+        y_BHWC = layer(channels, wide, name="expand")(x_BHWC) if self.expansion > 1 else x_BHWC
+        y_BHWC = layer(wide, wide, (self.kernel, self.kernel), self.stride, depthwise=True, name="depthwise")(y_BHWC)
+        y_BHWC = layer(wide, self.features, activation=None, name="project")(y_BHWC)
         return x_BHWC + y_BHWC if x_BHWC.shape == y_BHWC.shape else y_BHWC
 
 
@@ -76,10 +74,10 @@ class EfficientNetLite(nn.Module):
     def __call__(self, image_BHWC, batch_norm: BatchNormMode = "inference"):
         layer = functools.partial(ConvBN, activation=relu6, batch_norm=batch_norm, dtype=self.dtype)
         block = nn.remat(Block) if self.remat else Block
-        x_BHWC = layer(_STEM, (3, 3), 2, name="stem")(image_BHWC)
+        x_BHWC = layer(3, _STEM, (3, 3), 2, name="stem")(image_BHWC)
         for i, stage in enumerate(blocks(self.width, self.depth)):
             x_BHWC = block(*stage[1:], batch_norm, self.dtype, name=f"block{i}")(x_BHWC)
-        return layer(_HEAD, name="head")(x_BHWC)
+        return layer(x_BHWC.shape[-1], _HEAD, name="head")(x_BHWC)
 
 
 def blocks(width: float, depth: float) -> list[Stage]:

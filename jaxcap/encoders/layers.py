@@ -1,15 +1,17 @@
-"""Convolution + batch norm + activation, the one brick that every published encoder here is built of.
+"""Convolution + batch norm + activation, the one brick that every published encoder here is built of, and pooling.
 
-XLA's CPU backend runs 1×1 and depthwise convolutions one to two orders of magnitude slower than the same arithmetic
-written as a matrix product and as shifted multiply-adds, so on CPU they are written that way. Other backends get the
-ordinary convolution.
+XLA's CPU backend runs 1×1 and depthwise convolutions and pooling far slower than the same arithmetic written as a
+matrix product and as arithmetic on shifted slices, so on CPU they are written that way. Other backends get the
+ordinary operations.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 
@@ -25,46 +27,52 @@ class ConvBN(nn.Module):
     collection "batch_stats" is mutable. "folded" reads parameters that `fold` made and has no statistics.
     """
 
-    features: int
-    kernel: tuple[int, int] = (1, 1)
+    channels: int  # of x
+    features: int  # channels of y
+    kernel_size: tuple[int, int] = (1, 1)
     stride: int = 1
     padding: str = "SAME"
     depthwise: bool = False
-    activation: Callable[[jax.Array], jax.Array] | None = None
+    activation: Callable[[jax.Array], jax.Array] | None = nn.relu
     gamma: bool = True  # learn a scale per channel
     decay: float = 0.99  # of the running statistics
     batch_norm: BatchNormMode = "inference"
     dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
+    def setup(self):
+        shape = (*self.kernel_size, 1 if self.depthwise else self.channels, self.features)
+        self.kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        self.bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        if self.batch_norm != "folded":
+            self.scale = self.param("scale", nn.initializers.ones, (self.features,)) if self.gamma else 1.0
+            self.mean = self.variable("batch_stats", "mean", jnp.zeros, (self.features,))
+            self.var = self.variable("batch_stats", "var", jnp.ones, (self.features,))
+
     def __call__(self, x_BHWC):
-        shape = (*self.kernel, 1 if self.depthwise else x_BHWC.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        y_BHWC = convolve(x_BHWC.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
+        kernel = self.kernel.astype(self.dtype)
+        return self.normalize(convolve(x_BHWC.astype(self.dtype), kernel, self.stride, self.padding))
+
+    def normalize(self, y_BHWC):
+        """What follows the convolution."""
         if self.batch_norm == "folded":
-            y_BHWC = y_BHWC + bias.astype(self.dtype)
+            y_BHWC = y_BHWC + self.bias.astype(self.dtype)
         else:
-            scale = self.param("scale", nn.initializers.ones, (self.features,)) if self.gamma else 1.0
-            mean, var = self._statistics(y_BHWC)
-            scale = scale * lax.rsqrt(var + EPSILON)
-            y_BHWC = (y_BHWC * scale + (bias - mean * scale)).astype(self.dtype)
+            mean, var = self._statistics(y_BHWC.astype(jnp.float32))
+            scale = self.scale * lax.rsqrt(var + EPSILON)
+            y_BHWC = (y_BHWC * scale + (self.bias - mean * scale)).astype(self.dtype)
         return self.activation(y_BHWC) if self.activation else y_BHWC
 
     def _statistics(self, y_BHWC):
-        """Mean and (biased) variance per channel, in float32, that `batch_norm` asks for."""
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (self.features,))
-        running_var = self.variable("batch_stats", "var", jnp.ones, (self.features,))
-        if self.batch_norm == "inference":
-            return running_mean.value, running_var.value
-        y_BHWC = y_BHWC.astype(jnp.float32)
+        """Mean and (biased) variance of each channel that `batch_norm` asks for."""
+        if self.batch_norm == "inference" or self.is_initializing():
+            return self.mean.value, self.var.value
         mean, mean_of_squares = y_BHWC.mean((0, 1, 2)), jnp.square(y_BHWC).mean((0, 1, 2))
-        if self.batch_norm == "sync" and not self.is_initializing():
+        if self.batch_norm == "sync":
             mean, mean_of_squares = lax.pmean((mean, mean_of_squares), "data")
         var = jnp.maximum(mean_of_squares - jnp.square(mean), 0.0)
-        if self.is_mutable_collection("batch_stats") and not self.is_initializing():
-            running_mean.value = self.decay * running_mean.value + (1 - self.decay) * mean
-            running_var.value = self.decay * running_var.value + (1 - self.decay) * var
+        if self.is_mutable_collection("batch_stats"):
+            self.mean.value = self.decay * self.mean.value + (1 - self.decay) * mean
+            self.var.value = self.decay * self.var.value + (1 - self.decay) * var
         return mean, var
 
 
@@ -80,6 +88,13 @@ def fold(variables: dict) -> dict:
     return walk(variables["params"], variables["batch_stats"])
 
 
+def siblings(x_BHWC, layers: Sequence[ConvBN]) -> list[jax.Array]:
+    """The 1×1 convolutions of several layers on the same input, computed as one and not yet normalized."""
+    kernel = jnp.concatenate([layer.kernel for layer in layers], axis=-1).astype(layers[0].dtype)
+    ends = np.cumsum([layer.features for layer in layers])[:-1]
+    return jnp.split(convolve(x_BHWC.astype(kernel.dtype), kernel), ends, axis=-1)
+
+
 def convolve(x_BHWC, kernel, stride: int = 1, padding: str = "SAME"):
     """2-D convolution with a kernel of shape [height, width, in, out]; with in = 1 < C it is depthwise."""
     channels = x_BHWC.shape[-1]
@@ -89,23 +104,42 @@ def convolve(x_BHWC, kernel, stride: int = 1, padding: str = "SAME"):
         return lax.conv_general_dilated(x_BHWC, kernel, (stride, stride), padding,
                                         dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups)
 
-    if kernel.shape[:2] == (1, 1) and stride == 1 and groups == 1:
-        on_cpu = lambda x_BHWC, kernel: x_BHWC @ kernel[0, 0]  # noqa: E731
+    def matrix_product(x_BHWC, kernel):
+        return x_BHWC @ kernel[0, 0]
+
+    def shifted(x_BHWC, kernel):
+        return sum(slice_BHWC * tap_C for slice_BHWC, tap_C in zip(
+            _slices(x_BHWC, kernel.shape[:2], stride, padding), kernel.reshape(-1, channels)))
+
+    if kernel.shape[:2] == (1, 1) and stride == groups == 1:
+        on_cpu = matrix_product
     elif groups == channels > 1:
-        on_cpu = lambda x_BHWC, kernel: _shifted(x_BHWC, kernel[:, :, 0], stride, padding)  # noqa: E731
+        on_cpu = shifted
     else:
         return ordinary(x_BHWC, kernel)
     return lax.platform_dependent(x_BHWC, kernel, cpu=on_cpu, default=ordinary)
 
 
-def _shifted(x_BHWC, kernel_hwC, stride: int, padding: str):
-    """Depthwise convolution as a sum over the kernel's positions, which XLA fuses into one vectorised loop."""
+def max_pool(x_BHWC):
+    """Maximum over 3×3 windows, stride 2, inside the image."""
+    return lax.platform_dependent(
+        x_BHWC, cpu=lambda x_BHWC: functools.reduce(jnp.maximum, _slices(x_BHWC, (3, 3), 2, "VALID")),
+        default=lambda x_BHWC: nn.max_pool(x_BHWC, (3, 3), (2, 2), "VALID"))
+
+
+def average_pool(x_BHWC):
+    """Mean over 3×3 windows, stride 1, of the same size; pixels beyond the edge do not count."""
+    ones_1HW1 = np.ones((1, *x_BHWC.shape[1:3], 1), np.float32)
+    count_1HW1 = sum(_slices(ones_1HW1, (3, 3), 1, "SAME"))
+    return sum(_slices(x_BHWC, (3, 3), 1, "SAME")) * (1 / count_1HW1).astype(x_BHWC.dtype)
+
+
+def _slices(x_BHWC, size: tuple[int, int], stride: int, padding: str):
+    """What each position of a window sees, row by row. XLA fuses arithmetic on these into one vectorised loop."""
     batch, height, width, channels = x_BHWC.shape
-    rows, columns = kernel_hwC.shape[:2]
-    pads = lax.padtype_to_pads((height, width), (rows, columns), (stride, stride), padding)
+    pads = lax.padtype_to_pads((height, width), size, (stride, stride), padding)
     x_BHWC = jnp.pad(x_BHWC, ((0, 0), *pads, (0, 0)))
-    bottom, right = x_BHWC.shape[1] - rows, x_BHWC.shape[2] - columns
-    return sum(
-        lax.slice(x_BHWC, (0, i, j, 0), (batch, i + bottom + 1, j + right + 1, channels), (1, stride, stride, 1))
-        * kernel_hwC[i, j]
-        for i in range(rows) for j in range(columns))
+    bottom, right = x_BHWC.shape[1] - size[0] + 1, x_BHWC.shape[2] - size[1] + 1
+    for i in range(size[0]):
+        for j in range(size[1]):
+            yield lax.slice(x_BHWC, (0, i, j, 0), (batch, i + bottom, j + right, channels), (1, stride, stride, 1))
