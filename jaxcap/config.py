@@ -199,6 +199,11 @@ def override(config: Config, assignments: typing.Sequence[str]) -> Config:
     return config
 
 
+def change(config: Config, options: dict[str, typing.Any]) -> Config:
+    """`config` with the options of a command line put in, by dotted key; None leaves a setting as it is."""
+    return check(override(config, [f"{key}={value}" for key, value in options.items() if value is not None]))
+
+
 def flat(config: Config) -> dict:
     """Every setting by its dotted key, as `override` takes it."""
     return _flat(to_dict(config))

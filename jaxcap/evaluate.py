@@ -118,11 +118,10 @@ def main(argv: list[str] | None = None) -> int:
 
     parallel.initialize()
     run = runs.load(arguments.run, step=arguments.step)
-    changes = {"search.beam": arguments.beam, "search.length_normalization": arguments.length_normalization,
-               "search.max_words": arguments.max_words, "data.dir": arguments.data_dir,
-               "eval_batch_size": arguments.batch_size}
-    configuration = configs.check(configs.override(
-        run.config, [f"{key}={value}" for key, value in changes.items() if value is not None]))
+    configuration = configs.change(run.config, {
+        "search.beam": arguments.beam, "search.length_normalization": arguments.length_normalization,
+        "search.max_words": arguments.max_words, "data.dir": arguments.data_dir,
+        "eval_batch_size": arguments.batch_size})
     devices = parallel.Parallel(configuration.parallel)
     split = records.open_split(configuration.data, arguments.split)
     evaluator = Evaluator(configuration, run.captioner, run.vocab, devices, split)

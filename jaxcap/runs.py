@@ -71,6 +71,10 @@ def load(directory: Path, *, step: int | None = None) -> Run:
     if step is not None and step not in steps:
         raise UserError(f"{directory} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
     chosen = keeper.best_step() if step is None else step
+    words = keeper.position(chosen)["words"]
+    if words != len(vocabulary):
+        raise UserError(f"{directory / 'vocabulary.tsv'} has {len(vocabulary)} words, but the model of step {chosen} was "
+                        f"trained with {words}; put back the vocabulary that the run was trained with")
     captioner = captioners.build(configuration, len(vocabulary))
     params, batch_stats = jax.eval_shape(lambda key: captioner.init(key, config.encoder_size(configuration)),
                                          jax.random.PRNGKey(0))

@@ -33,7 +33,7 @@ from jaxcap.step import Batch, TrainState
 
 PyTree = Any
 # Where a run, or a phase of it, begins; `save` writes such a position into every checkpoint.
-BEGINNING = {"step": 0, "phase": 0, "phase_step": 0, "data": None, "smoothed": None}
+BEGINNING = {"step": 0, "phase": 0, "phase_step": 0, "data": None, "smoothed": None, "words": 0}
 
 
 @dataclasses.dataclass
@@ -229,8 +229,8 @@ def save(session: Session, state: TrainState, number: int, done: int, first: int
         log.scores(first + done, round(done / per_epoch, 4), config.data.val, scores)
         shown = " ".join(f"{name} {scores[name]:.2f}" for name in ("bleu4", "cider"))
         log.say(f"step {first + done}: loss {log.smoothed:.3f}, {config.data.val} {shown}  “{next(iter(captions.values())).text}”")
-    session.keeper.save(state, {"phase": number, "phase_step": done, "step": first + done, "data": data,
-                                "smoothed": log.smoothed}, scores)
+    session.keeper.save(state, {"step": first + done, "phase": number, "phase_step": done, "data": data,
+                                "smoothed": log.smoothed, "words": len(session.evaluator.vocab)}, scores)
     log.pause()
 
 

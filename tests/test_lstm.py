@@ -97,7 +97,7 @@ def test_dropout_acts_in_training_only_and_keeps_the_mean(model):
     run = lambda seed: decoder.apply(variables, features_BPF, tokens_BT, train=True, rngs={"dropout": jax.random.key(seed)})
     assert (run(0) != run(1)).any()
     np.testing.assert_array_equal(decoder.apply(variables, features_BPF, tokens_BT), model[0].apply(variables, features_BPF, tokens_BT))
-    dropped = decoder.apply({}, jnp.ones((100, 100)), True, method="_drop", rngs={"dropout": jax.random.key(0)})
+    dropped = decoder.apply(variables, jnp.ones((100, 100)), True, method="_drop", rngs={"dropout": jax.random.key(0)})
     assert set(np.unique(dropped)) == {0.0, 2.0} and abs(dropped.mean() - 1) < 0.05
 
 

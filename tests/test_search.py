@@ -36,9 +36,8 @@ def table_model(key, vocabulary=6, rows=2, sharpness=2.0):
     return start, next_log_probs
 
 
-def total(next_log_probs, row, words, finished=True):
-    sequence = [*words, EOS] if finished else list(words)
-    return sum(next_log_probs(row, sequence[:t])[w] for t, w in enumerate(sequence))
+def total(next_log_probs, row, words):
+    return sum(next_log_probs(row, words[:t])[w] for t, w in enumerate([*words, EOS]))
 
 
 def im2txt_search(next_log_probs, row, K, longest, alpha):
@@ -62,14 +61,14 @@ def im2txt_search(next_log_probs, row, K, longest, alpha):
         partial = sorted(offers, key=lambda c: -c[1])[:K]
         if not partial:
             break
-    return complete or partial
+    return complete or [(words, log_prob / max(len(words), 1) ** alpha) for words, log_prob in partial]
 
 
 def words_of(tokens_T):
     return tuple(int(w) for w in tokens_T if w != PAD)
 
 
-@pytest.mark.parametrize("K", [1, 2, 3, 5])
+@pytest.mark.parametrize("K", [1, 3])
 @pytest.mark.parametrize("alpha", [0.0, 0.7])
 @pytest.mark.parametrize("seed", range(4))
 def test_equals_im2txts_algorithm(K, alpha, seed):
@@ -109,9 +108,10 @@ def test_log_probs_are_those_of_the_captions():
     start, next_log_probs = table_model(jax.random.key(5))
     found = compiled(batch=2, beam=3, max_words=5, length_normalization=1.0)(start)
     for row in range(2):
-        for k in range(3):
+        assert found.finished_BK[row, 0]
+        for k in np.flatnonzero(found.finished_BK[row]):
             words = words_of(found.tokens_BKT[row, k])
-            expected = total(next_log_probs, row, words, bool(found.finished_BK[row, k]))
+            expected = total(next_log_probs, row, words)
             assert math.isclose(found.log_probs_BK[row, k], expected, rel_tol=1e-5)
             assert math.isclose(found.scores_BK[row, k], expected / (len(words) + 1), rel_tol=1e-5)
 

@@ -1,0 +1,120 @@
+"""Writes captions for photos: `python -m jaxcap.caption RUN photo … | folder`."""
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from jaxcap import config as configs
+from jaxcap import inference, parallel, runs
+from jaxcap.data import photos
+from jaxcap.errors import UserError, run_command
+from jaxcap.inference import Caption
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def find(paths: list[Path]) -> list[Path]:
+    """The photos that `paths` name, those of a folder (and the folders in it) in alphabetical order.
+
+    Raises `UserError` where a path does not exist or a folder holds no photo.
+    """
+    found = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise UserError(f"folder {path} holds no photo ({', '.join(SUFFIXES)})")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise UserError(f"there is no photo or folder {path}")
+    return found
+
+
+def captions(run: runs.Run, settings: configs.Search, paths: list[Path], *,
+             batch_size: int) -> Iterator[tuple[Path, list[Caption] | str]]:
+    """For every photo, in order, its captions, best first, or why it could not be read."""
+    devices = parallel.Parallel(run.config.parallel)
+    batch_size = -(-min(batch_size, len(paths)) // devices.size) * devices.size
+    decode = inference.decoder(run.captioner, settings, configs.encoder_size(run.config), devices)
+    params, batch_stats = devices.replicate((run.params, run.batch_stats))
+
+    def read(path: Path) -> np.ndarray | str:
+        try:
+            return photos.load(path, run.config.data.size)
+        except photos.DamagedPhoto as error:
+            return str(error)
+        except OSError as error:
+            return error.strerror or str(error)
+
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(paths), batch_size):
+            part = paths[start:start + batch_size]
+            images = list(pool.map(read, part))
+            good = [image for image in images if not isinstance(image, str)]
+            written = iter(())
+            if good:
+                image_BHWC = np.resize(np.stack(good), (batch_size, *good[0].shape))
+                written = inference.captions(decode, params, batch_stats, run.vocab, devices, [(image_BHWC, len(good))])
+            for path, image in zip(part, images):
+                yield path, image if isinstance(image, str) else next(written)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxcap.caption", description="Writes captions for photos, best first, with their probabilities.",
+        epilog="Photos may have any size and be grey, transparent, rotated by EXIF, JPEG, PNG, WebP, GIF, BMP or TIFF. One that "
+               "cannot be read is named on stderr and skipped; the exit status is then 1. Bad usage exits with 2.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a directory that jaxcap.train made")
+    parser.add_argument("photos", type=Path, nargs="+", metavar="photo", help="photos, or folders of photos")
+    parser.add_argument("--beam", type=int, help="beam size instead of the run's; 1 is greedy")
+    parser.add_argument("--top", type=int, default=1, metavar="N", help="captions a photo, at most the beam size (default: 1)")
+    parser.add_argument("--length-normalization", type=float, help="exponent that divides log-probabilities by length")
+    parser.add_argument("--max-words", type=int, help="longest caption")
+    parser.add_argument("--batch-size", type=int, default=32, help="photos at once (default: 32)")
+    parser.add_argument("--step", type=int, help="checkpoint of this step instead of the best one")
+    parser.add_argument("--json", action="store_true",
+                        help='one JSON object a line: {"photo": …, "captions": [{"text", "log_prob", "finished"}, …]}')
+    arguments = parser.parse_args(argv)
+    if arguments.batch_size < 1 or arguments.top < 1:
+        raise UserError("--batch-size and --top must be at least 1")
+
+    paths = find(arguments.photos)
+    parallel.initialize()
+    run = runs.load(arguments.run, step=arguments.step)
+    settings = configs.change(run.config, {
+        "search.beam": arguments.beam, "search.length_normalization": arguments.length_normalization,
+        "search.max_words": arguments.max_words}).search
+    if arguments.top > settings.beam:
+        settings = dataclasses.replace(settings, beam=arguments.top)
+    skipped = 0
+    for path, found in captions(run, settings, paths, batch_size=arguments.batch_size):
+        if isinstance(found, str):
+            skipped += 1
+            print(f"skipped {path}: {found}", file=sys.stderr)
+            continue
+        best = found[:arguments.top]
+        if arguments.json:
+            line = {"photo": str(path), "captions": [dataclasses.asdict(caption) for caption in best]}
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+        elif arguments.top == 1:
+            print(f"{path}: {best[0].text} (p = {math.exp(best[0].log_prob):.3g})", flush=True)
+        else:
+            print(f"{path}:")
+            for number, caption in enumerate(best, start=1):
+                print(f"  {number}. {caption.text} (p = {math.exp(caption.log_prob):.3g})", flush=True)
+    if skipped:
+        print(f"{skipped} of {len(paths)} photos could not be read", file=sys.stderr)
+    return 1 if skipped else 0
+
+
+if __name__ == "__main__":
+    run_command(main)

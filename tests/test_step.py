@@ -1,0 +1,197 @@
+"""The training step: losses, gradients, phases, and the same numbers on one device, on eight, and under pmap."""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxcap import losses, optim, parallel
+from jaxcap import step as steps
+from jaxcap.captioner import Captioner
+from jaxcap.config import Augment, Optim, Phase
+from jaxcap.data.augment import augmentation
+from jaxcap.decoders.lstm import LSTMDecoder
+from jaxcap.encoders import EncoderSpec
+from jaxcap.errors import UserError
+from jaxcap.step import Batch, TrainState
+from jaxcap.vocab import PAD
+
+V, F, SIZE = 30, 12, 8
+
+
+class TinyEncoder(nn.Module):
+    """One convolution and one batch norm: enough to have statistics."""
+
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, image_BHWC, batch_norm="inference"):
+        x = nn.Conv(F, (3, 3), strides=2)(image_BHWC)
+        x = nn.BatchNorm(use_running_average=batch_norm == "inference", momentum=0.9,
+                         axis_name="data" if batch_norm == "sync" else None)(x)
+        return nn.relu(x)
+
+
+class PlainCaptioner(Captioner):
+    """TinyEncoder has no folded form; its frozen one is the plain one."""
+
+    def frozen_encode(self, params, batch_stats):
+        return lambda image_BHWC: self.encode(params, batch_stats, image_BHWC)[0]
+
+
+SPEC = EncoderSpec(name="tiny", module=TinyEncoder, image_size=SIZE, features=F, preprocess=lambda x: x)
+CAPTIONER = PlainCaptioner(spec=SPEC, encoder=TinyEncoder(), unit_scaling=False, feature_dropout=0.0,
+                           decoder=LSTMDecoder(vocabulary=V, features=F, embedding=8, hidden=16, dropout=0.0))
+FROZEN = Phase("decoder", "decoder", steps=1, optim=Optim(name="sgd", learning_rate=0.5))
+JOINT = Phase("all", "all", steps=1, batch_norm="sync", optim=Optim(name="momentum", learning_rate=0.5, encoder_l2=1e-3))
+
+
+def batch_of(rows=16, words=6, seed=0):
+    random = np.random.default_rng(seed)
+    tokens_BT1 = random.integers(4, V, (rows, words + 2)).astype(np.int32)
+    tokens_BT1[:, 0] = 1
+    for row, length in zip(tokens_BT1, random.integers(1, words + 1, rows)):  # ragged
+        row[length + 1] = 2
+        row[length + 2:] = PAD
+    return Batch(tokens_BT1, image_BHWC=random.integers(0, 256, (rows, SIZE, SIZE, 3)).astype(np.uint8))
+
+
+@functools.cache
+def compiled(mode, count, phase):
+    devices = parallel.Parallel(mode, jax.devices()[:count])
+    optimizer = optim.optimizer(phase.optim, optim.schedule(phase.optim, 10, 10))
+    function = functools.partial(steps.train_step, captioner=CAPTIONER, phase=phase, optimizer=optimizer,
+                                 augment=augmentation(Augment(), SIZE))
+    return devices, optimizer, devices.wrap(function, in_sharded=(False, True, False))
+
+
+def start(phase, optimizer):
+    params, batch_stats = CAPTIONER.init(jax.random.PRNGKey(0), SIZE)
+    return TrainState(jnp.int32(0), params, batch_stats, optimizer.init(optim.split_params(params, phase)[0]),
+                      jax.random.PRNGKey(1))
+
+
+def run(mode, count, phase, batch, times=2):
+    devices, optimizer, function = compiled(mode, count, phase)
+    state = devices.replicate(start(phase, optimizer))
+    for _ in range(times):
+        state, metrics = function(state, devices.shard(batch), None)
+    return jax.device_get((state, metrics))
+
+
+@pytest.mark.parametrize("phase", [FROZEN, JOINT], ids=["frozen", "joint"])
+def test_one_device_equals_eight_equals_pmap(phase):
+    one = run("shard_map", 1, phase, batch_of())
+    for mode, count in (("shard_map", 8), ("pmap", 8), ("pmap", 1)):
+        other = run(mode, count, phase, batch_of())
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one, other)
+
+
+def test_statistics_per_device_differ_from_synchronized_ones():
+    per_device = run("shard_map", 8, Phase("all", "all", steps=1, batch_norm="batch", optim=JOINT.optim), batch_of(), times=1)
+    synchronized = run("shard_map", 8, JOINT, batch_of(), times=1)
+    means = [state.batch_stats["BatchNorm_0"]["mean"] for state, _ in (per_device, synchronized)]
+    variances = [state.batch_stats["BatchNorm_0"]["var"] for state, _ in (per_device, synchronized)]
+    np.testing.assert_allclose(*means, rtol=1e-5)  # a mean of means is the mean; of variances it is not the variance
+    assert np.abs(variances[0] - variances[1]).max() > 1e-4
+
+
+def test_the_step_is_plain_sgd_on_the_mean_token_loss():
+    batch = batch_of()
+    state, metrics = run("shard_map", 8, FROZEN, batch, times=1)
+    before = start(FROZEN, optax.identity())
+
+    def loss(decoder):
+        params = {"encoder": before.params["encoder"], "decoder": decoder}
+        features, _ = CAPTIONER.encode(params, before.batch_stats, batch.image_BHWC / 255.0)
+        total, tokens = losses.cross_entropy_sums(CAPTIONER.logits(params, features, batch.tokens_BT1[:, :-1]),
+                                                  batch.tokens_BT1[:, 1:])
+        return total / tokens
+
+    value, grads = jax.value_and_grad(loss)(before.params["decoder"])
+    scale = min(1, 5.0 / float(optax.global_norm(grads)))
+    expected = jax.tree.map(lambda p, g: p - 0.5 * scale * g, before.params["decoder"], grads)
+    np.testing.assert_allclose(metrics.loss, value, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), expected, state.params["decoder"])
+
+
+def test_a_frozen_encoder_does_not_move():
+    state, metrics = run("shard_map", 1, FROZEN, batch_of())
+    before = start(FROZEN, optax.identity())
+    jax.tree.map(np.testing.assert_array_equal, before.params["encoder"], state.params["encoder"])
+    jax.tree.map(np.testing.assert_array_equal, before.batch_stats, state.batch_stats)
+    assert "encoder" not in metrics.norms
+    moved, metrics = run("shard_map", 1, JOINT, batch_of())
+    assert metrics.norms["encoder"] > 0
+    assert (before.params["encoder"]["Conv_0"]["kernel"] != moved.params["encoder"]["Conv_0"]["kernel"]).any()
+
+
+def test_first_loss_is_the_logarithm_of_the_vocabulary():
+    _, metrics = run("shard_map", 1, FROZEN, batch_of(), times=1)
+    assert math.isclose(metrics.loss, math.log(V), rel_tol=0.01)
+
+
+def test_padding_gets_exactly_no_gradient():
+    batch = batch_of()
+    params, batch_stats = CAPTIONER.init(jax.random.PRNGKey(0), SIZE)
+    features, _ = CAPTIONER.encode(params, batch_stats, batch.image_BHWC / 255.0)
+    logits_BTV = CAPTIONER.logits(params, features, batch.tokens_BT1[:, :-1])
+    targets_BT = batch.tokens_BT1[:, 1:]
+    grads_BTV = jax.grad(lambda x: losses.cross_entropy_sums(x, targets_BT)[0])(logits_BTV)
+    assert not grads_BTV[targets_BT == PAD].any()
+    assert (jnp.abs(grads_BTV).sum(axis=2)[targets_BT != PAD] > 0).all()
+    # and longer padding changes neither the loss nor one gradient
+    longer = Batch(np.pad(batch.tokens_BT1, ((0, 0), (0, 3))), image_BHWC=batch.image_BHWC)
+    one, other = (run("shard_map", 1, FROZEN, b, times=1) for b in (batch, longer))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), one, other)
+
+
+def test_eight_captions_can_be_learnt_by_heart():
+    batch = batch_of(rows=8)
+    phase = Phase("all", "all", steps=1, batch_norm="sync", optim=Optim(name="adam", learning_rate=0.03))
+    devices, optimizer, function = compiled("shard_map", 1, phase)
+    state = devices.replicate(start(phase, optimizer))
+    for _ in range(150):
+        state, metrics = function(state, devices.shard(batch), None)
+    assert metrics.loss < 0.05
+
+
+def test_one_compilation_per_shape():
+    devices, optimizer, function = compiled("shard_map", 1, FROZEN)
+    state = devices.replicate(start(FROZEN, optimizer))
+    before = function._cache_size()
+    for words in (3, 5, 3, 5, 3):
+        state, _ = function(state, devices.shard(batch_of(words=words)), None)
+    assert function._cache_size() - before == 2
+
+
+def test_resident_rows_equal_the_photos_themselves():
+    batch = batch_of()
+    devices, optimizer, function = compiled("shard_map", 8, FROZEN)
+    state = devices.replicate(start(FROZEN, optimizer))
+    table = devices.replicate(np.asarray(batch.image_BHWC)[::-1].copy())
+    rows = Batch(batch.tokens_BT1, index_B=np.arange(16, dtype=np.int32)[::-1].copy())
+    one, _ = function(state, devices.shard(batch), None)
+    other, _ = function(state, devices.shard(rows), table)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), one.params, other.params)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused():
+    with pytest.raises(UserError, match="batch_size=12 .* 8 devices .* multiple of 8"):
+        parallel.Parallel("shard_map", jax.devices()[:8]).check_batch(12)
+
+
+def test_label_smoothing_is_cross_entropy_against_a_spread_target():
+    logits_BTV = jax.random.normal(jax.random.key(0), (2, 3, V))
+    targets_BT = jnp.array([[4, 5, PAD], [6, PAD, PAD]])
+    target_BTV = 0.9 * jax.nn.one_hot(targets_BT, V) + 0.1 / V
+    expected = (-(target_BTV * jax.nn.log_softmax(logits_BTV)).sum(axis=2) * (targets_BT != PAD)).sum()
+    total, tokens = losses.cross_entropy_sums(logits_BTV, targets_BT, 0.1)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    assert tokens == 3
