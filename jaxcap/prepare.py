@@ -24,6 +24,14 @@ out of it at random as im2txt does.
 exit status: 0 done, even if some photos were left out; 2 nothing was written; 130 interrupted"""
 
 
+_FLICKR8K = """\
+--source holds Flicker8k_Dataset/*.jpg and Flickr8k_text/, in it Flickr8k.token.txt and the lists
+Flickr_8k.{train,dev,test}Images.txt. The dev split is called val; a split without list or photos is not offered.
+
+  python -m jaxcap.prepare flickr8k --source ~/flickr8k --size 260
+
+"""
+
 _COCO = """\
 --source holds, packed or unpacked:
   train2014.zip  13.5 GB    val2014.zip  6.6 GB
@@ -33,6 +41,8 @@ or is TFDS's own coco_captions/2014/1.1.0, written as ArrayRecord. Photos are re
 --download takes them from images.cocodataset.org and cs.stanford.edu, resumes, and checks their SHA-256.
 Karpathy's splits: train 82,783, restval 30,504, val 5,000, test 5,000 (papers train on data.train=train+restval).
 im2txt's: train2014 and the first 85 % of val2014; the next 5 %; the last 10 %.
+
+  python -m jaxcap.prepare coco --source ~/coco --download --size 346
 
 """
 
@@ -44,6 +54,8 @@ FILE is one of:
   Karpathy    {"images": [{"filename", "split", "sentences": [{"raw"}]}]}, as in dataset_flickr30k.json
 in UTF-8. Names are paths below --source, or file names that only one photo there has. Without splits in FILE
 a hash of each photo's path decides, so a photo stays in its split when others are added.
+
+  python -m jaxcap.prepare folder --source ~/holidays --captions captions.csv --label holidays --size 260
 
 """
 
@@ -106,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--workers", type=int, default=0, metavar="N", help="decoding threads (default: one a core)")
     common.add_argument("--force", action="store_true", help="prepare again what is prepared already")
 
-    command = datasets.add_parser("flickr8k", parents=[common], epilog=_EPILOG, **layout,
+    command = datasets.add_parser("flickr8k", parents=[common], epilog=_FLICKR8K + _EPILOG, **layout,
                                   help="Flickr8k: Flicker8k_Dataset/ and Flickr8k_text/ in --source")
     command.set_defaults(plan=lambda options: flickr8k.plan(options.source))
 

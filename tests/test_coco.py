@@ -19,7 +19,7 @@ from jaxcap.errors import UserError
 
 TRAIN = [f"COCO_train2014_{i:012d}.jpg" for i in (9, 25, 30)]
 VAL = [f"COCO_val2014_{i:012d}.jpg" for i in range(100, 120)]
-KARPATHY = dict(zip(TRAIN, ["train"] * 3)) | dict(zip(VAL, ["restval"] * 12 + ["val"] * 5 + ["test"] * 3))
+KARPATHY = dict(zip(TRAIN, ["train"] * 3, strict=True)) | dict(zip(VAL, ["restval"] * 12 + ["val"] * 5 + ["test"] * 3, strict=True))
 
 
 def number(name):

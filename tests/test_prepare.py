@@ -3,6 +3,8 @@
 import errno
 import os
 import resource
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -348,8 +350,25 @@ def test_splits_that_do_not_exist(source, data):
 def test_a_damaged_index_is_said(source, data):
     run(source, data)
     (places.prepared_path(data) / "val.index.json").write_text('{"image_ids": [')
-    with pytest.raises(UserError, match="is damaged .* prepare it again with --force"):
+    with pytest.raises(UserError, match="is damaged .* run its prepare command again with --force"):
         records.open_split(data, "val")
+
+
+def test_records_that_were_cut_are_said(source, data):
+    run(source, data)
+    file = next(places.prepared_path(data).glob("*-val.array_record*"))
+    os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(UserError, match="is damaged .* run its prepare command again with --force"):
+        records.open_split(data, "val").image(0)
+
+
+def test_from_the_command_line(source, data):
+    command = [sys.executable, "-m", "jaxcap.prepare", "flickr8k", "--size", "16", "--data-dir", data.dir]
+    bad = subprocess.run([*command, "--source", str(source / "absent")], capture_output=True, text=True)
+    assert bad.returncode == 2 and bad.stdout == ""
+    assert bad.stderr == f"error: --source {source / 'absent'} does not exist\n"
+    good = subprocess.run([*command, "--source", str(source)], capture_output=True, text=True)
+    assert good.returncode == 0 and "prepared  train 40, val 8 photos" in good.stdout
 
 
 def test_where_data_is_kept(monkeypatch, tmp_path):

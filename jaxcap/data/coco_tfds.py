@@ -1,7 +1,7 @@
 """COCO as TFDS's own `coco_captions` builder has written it: read where a person has it already, in ArrayRecord."""
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -63,7 +63,7 @@ def plan(directory: Path) -> Plan:
     return Plan(splits)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _records(directory: Path, split: str):
     """Records with the photo left as JPEG."""
     builder = tfds.builder_from_directory(directory)

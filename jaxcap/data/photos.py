@@ -2,7 +2,7 @@
 
 JPEG is decoded by simplejpeg, and by Pillow where simplejpeg refuses (CMYK, sloppy but readable files); everything else
 by Pillow. With libjpeg-turbo's accurate settings, which both use, their pixels are equal, and so are OpenCV's.
-Transparency is laid over white, the EXIF orientation is applied, and one antialiased resize makes the photo size × size,
+Transparency is laid over white, the EXIF orientation is applied, and one antialiased resize makes the photo square,
 ignoring the aspect ratio as im2txt does. Colour profiles are ignored; of an animation the first frame counts.
 """
 
@@ -67,7 +67,7 @@ def decode(photo: str | os.PathLike | bytes) -> np.ndarray:
 
 
 def resize(image_HWC: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [H, W, 3] → [size, size, 3]: the covered area's mean along a side that shrinks, linear along one that grows.
+    """uint8 [H, W, 3] → [size, size, 3]: the area's mean along a side that shrinks, linear along one that grows.
 
     The two are separate because OpenCV's area resize is no longer antialiased as soon as one side grows.
     """

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -268,6 +268,6 @@ def _only_one(directory: Path) -> Iterator[None]:
         yield
 
 
-@lru_cache(maxsize=None)
+@cache
 def _zip(path: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
