@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jaxcap import config
+from jaxcap.errors import UserError
 
 _BUILDERS = {  # data.name → where its CaptionBuilder is
     "shapes": "jaxcap.data.shapes:Shapes",
@@ -41,12 +42,18 @@ def prepared_path(data: config.Data, version=None) -> Path:
 
 @contextlib.contextmanager
 def set_aside(data: config.Data) -> Iterator[None]:
-    """Clears the place of a prepared data set for a new one; if that is not made, the old one comes back."""
+    """Clears the place of a prepared data set for a new one; if that is not made, the old one comes back.
+
+    Raises `UserError` if the place may not be changed.
+    """
     path = prepared_path(data)
     aside = path.with_name(path.name + ".replaced")
     if path.exists():
         shutil.rmtree(aside, ignore_errors=True)
-        path.rename(aside)
+        try:
+            path.rename(aside)
+        except OSError as error:
+            raise UserError(cannot_write(path, error)) from error
     try:
         yield
     finally:
