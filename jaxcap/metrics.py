@@ -44,28 +44,34 @@ class References:
                     references=list(zip(*padded)))
 
     @cached_property
+    def ngrams(self) -> dict[str, list[collections.Counter]]:
+        return {image_id: [_ngrams(text) for text in texts] for image_id, texts in self.captions.items()}
+
+    @cached_property
     def idf(self) -> dict[tuple[str, ...], float]:
         """Natural log of (photos / photos one of whose references holds the n-gram), for every n-gram seen."""
-        photos_with = collections.Counter(
-            ngram for texts in self.captions.values() for ngram in set().union(*map(_ngrams, texts)))
-        return {ngram: math.log(len(self.captions)) - math.log(n) for ngram, n in photos_with.items()}
+        photos_with = collections.Counter(ngram for counts in self.ngrams.values() for ngram in set().union(*counts))
+        return {ngram: math.log(len(self.captions) / n) for ngram, n in photos_with.items()}
 
     @cached_property
     def tfidf(self) -> dict[str, list["_Tfidf"]]:
-        return {image_id: [self.vector(text) for text in texts] for image_id, texts in self.captions.items()}
+        return {image_id: [self.vector(count) for count in counts] for image_id, counts in self.ngrams.items()}
 
     @cached_property
     def masks(self) -> dict[str, list[tuple[int, dict[str, int]]]]:
         """Per reference: its length in words and, for each word, the bits of the places where it stands."""
         return {image_id: [_word_masks(text) for text in texts] for image_id, texts in self.captions.items()}
 
-    def vector(self, text: str) -> "_Tfidf":
-        """TF-IDF vector of a tokenized caption; an n-gram that no reference holds weighs as one held by one photo."""
+    def vector(self, ngrams: collections.Counter) -> "_Tfidf":
+        """TF-IDF vector of a caption; an n-gram that no reference holds weighs as one that a single photo's hold."""
         unseen = math.log(len(self.captions))
-        weights = {ngram: n * self.idf.get(ngram, unseen) for ngram, n in _ngrams(text).items()}
-        norms = [math.sqrt(sum(w * w for ngram, w in weights.items() if len(ngram) == n)) for n in ORDERS]
-        # coco-caption measures length in bigrams, so captions of no word and of one are equally long
-        return _Tfidf(weights, norms, max(0, len(text.split()) - 1))
+        weights, squares, length = {}, [0.0] * len(ORDERS), 0
+        for ngram, count in ngrams.items():
+            weight = weights[ngram] = count * self.idf.get(ngram, unseen)
+            squares[len(ngram) - 1] += weight * weight
+            if len(ngram) == 2:  # coco-caption measures a caption's length in bigrams
+                length += count
+        return _Tfidf(weights, [math.sqrt(square) for square in squares], length)
 
 
 class _Tfidf(NamedTuple):
@@ -136,7 +142,7 @@ def _tokenized(candidates: Mapping[str, str], references: References) -> dict[st
         raise UserError(f"{_listed(missing)} of the references without a caption: caption every photo of the split")
     unknown = [i for i in candidates if i not in references.captions]
     if unknown:
-        raise UserError(f"{_listed(unknown)} with a caption but no reference: score against the split that was captioned")
+        raise UserError(f"{_listed(unknown)} with a caption but no reference: is this the split that was captioned?")
     return {i: ptb.tokenize(candidates[i]) for i in references.captions}
 
 
@@ -158,7 +164,7 @@ def _ngrams(text: str) -> collections.Counter:
 
 def _cider(text: str, references: References, image_id: str) -> float:
     """CIDEr-D of one tokenized caption (arXiv 1411.5726, section 4): clipped cosine, Gaussian length penalty, × 10."""
-    one = references.vector(text)
+    one = references.vector(_ngrams(text))
     total = 0.0
     for other in references.tfidf[image_id]:
         dots = dict.fromkeys(ORDERS, 0.0)

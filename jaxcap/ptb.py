@@ -28,7 +28,7 @@ _MARKS = (
     r"\u09BC\u09BE-\u09CD\u09D7\u09E2\u09E3\u0A01-\u0A03\u0A3C-\u0A4F\u0A81-\u0A83\u0ABC\u0ABE-\u0ACF\u0B82"
     r"\u0BBE-\u0BCD\u0C01-\u0C03\u0C3E-\u0C56\u0D3E-\u0D48\u0E31\u0E34-\u0E3A\u0E47-\u0E4E\u0EB1\u0EB4-\u0EBC"
     r"\u0EC8-\u0ECD")
-_SYMBOLS = (  # kept as tokens of one character; what is neither here nor in a rule is dropped: control codes, emoji
+_SYMBOLS = (  # kept, one character a token; what is neither here nor in a rule is dropped: control codes, emoji
     r"!-~\u0080\u00A1-\u00BF\u00D7\u00F7\u037E\u0387\u0589\u05BE\u05C0\u05C3\u05C6\u05F3\u05F4\u0600-\u0603"
     r"\u0606-\u060A\u060C\u0614\u061B\u061E\u061F\u066A\u066D\u06D4\u0700-\u070D\u07F6-\u07F8\u0964\u0965\u0E3F\u0E4F"
     r"\u1FBD\u2013-\u2023\u2026\u2030-\u203B\u203E-\u2042\u2044\u2070\u2074-\u207E\u2080-\u208E\u20A0\u20A4\u20AC"

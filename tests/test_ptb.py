@@ -1,4 +1,4 @@
-"""Tokens equal those of the Java tool that coco-caption runs; golden/ptb.tsv holds its answers for machines without it."""
+"""Tokens equal those of coco-caption's Java tool; golden/ptb.tsv holds its answers for machines without it."""
 
 import importlib.util
 import random
