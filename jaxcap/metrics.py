@@ -32,7 +32,7 @@ class References:
             raise UserError("there are no references to score against: the split holds no photo")
         bare = [image_id for image_id, texts in captions.items() if not texts]
         if bare:
-            raise UserError(f"{_listed(bare)} without a reference caption cannot be scored: give every photo at least one")
+            raise UserError(f"{_listed(bare)} without a reference caption: every photo needs at least one")
         self.captions = {image_id: tuple(map(ptb.tokenize, texts)) for image_id, texts in captions.items()}
 
     @cached_property
