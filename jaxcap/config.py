@@ -23,7 +23,7 @@ class Data:
 
     name: Literal["shapes", "flickr8k", "coco", "folder"] = "shapes"
     dir: str = ""  # prepared data sets; "" is $JAXCAP_DATA, or ~/.cache/jaxcap/data
-    label: str = ""  # which prepared `folder` data set (its --label)
+    label: str = ""  # which one of a name: a folder's --label; "im2txt" for COCO in im2txt's splits
     size: int = 64  # photos are stored size × size, aspect ratio ignored (im2txt: 346)
     train: str = "train"  # split to train on; several joined with "+", as in "train+restval"
     val: str = "val"  # split that is scored while training and at the end

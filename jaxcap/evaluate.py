@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from jaxcap import config as configs
-from jaxcap import features, inference, metrics, parallel, runs
+from jaxcap import features, inference, metrics, parallel, progress, runs
 from jaxcap.captioner import Captioner
 from jaxcap.data import records, scenes
 from jaxcap.data.records import Split
@@ -44,7 +43,7 @@ class Evaluator:
         batches = (inference.rows(features_NPF[:self.count], self.batch_size) if features_NPF is not None
                    else features.photo_batches(self.split, self.batch_size))
         best = []
-        with tqdm(total=self.count, unit="photo", desc=f"captions of {self.split.name}", leave=False) as bar:
+        with progress.bar(f"captions of {self.split.name}", self.count) as bar:
             for found in inference.captions(self._decode, params, batch_stats, self.vocab, self.devices, batches):
                 best.append(found[0])
                 bar.update()
@@ -73,10 +72,11 @@ def full_scores(evaluator: Evaluator, captions: dict[str, Caption], train_captio
 def write_results(directory: Path, split: str, captions: dict[str, Caption], scores: dict, photos: dict) -> None:
     """Writes `results/<split>.json` (COCO's result format) and `results/<split>.scores.json` (all and per photo)."""
     results = directory / "results"
+    number = int if all(i.isdecimal() for i in captions) else str  # COCO's tools want COCO's ids as numbers
     try:
         results.mkdir(exist_ok=True)
         runs.write_json(results / f"{split}.json",
-                        [{"image_id": i, "caption": caption.text} for i, caption in captions.items()])
+                        [{"image_id": number(i), "caption": caption.text} for i, caption in captions.items()])
         runs.write_json(results / f"{split}.scores.json", {**scores, "photos": photos})
     except OSError as error:
         raise UserError(f"results cannot be written to {results}: {error.strerror or error}") from error

@@ -10,9 +10,9 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from jaxcap import config as configs
+from jaxcap import progress
 from jaxcap.captioner import Captioner
 from jaxcap.data.augment import central_crop
 from jaxcap.data.records import Split
@@ -29,7 +29,7 @@ def encoder(captioner: Captioner, size: int, parallel: Parallel) -> Callable[[Py
         features_BPF = captioner.frozen_encode(params, batch_stats)(central_crop(image_BHWC, size))
         return features_BPF.mean(axis=1, keepdims=True)
 
-    return parallel.wrap(encode, in_sharded=(False, False, True), out_sharded=True)
+    return parallel.wrap(encode, in_sharded=(False, False, True), out_sharded=True, typed=False)
 
 
 def photo_batches(split: Split, batch_size: int, start: int = 0) -> Iterator[tuple[np.ndarray, int]]:
@@ -81,19 +81,19 @@ def cached(split: Split, configuration: configs.Config, captioner: Captioner, pa
 
 
 def _compute(path: Path, split: Split, configuration, captioner, params, batch_stats, parallel, batch_size) -> None:
-    partial, progress = path.with_suffix(".partial"), path.with_suffix(".progress")
+    partial, count = path.with_suffix(".partial"), path.with_suffix(".count")
     shape = (len(split), 1, captioner.spec.features)
-    done = int(progress.read_text()) if progress.exists() and partial.exists() else 0
+    done = int(count.read_text()) if count.exists() and partial.exists() else 0
     features_NPF = np.lib.format.open_memmap(partial, mode="r+" if done else "w+", dtype=np.float32, shape=shape)
     encode = encoder(captioner, configs.encoder_size(configuration), parallel)
     params, batch_stats = parallel.replicate(({"encoder": params["encoder"]}, batch_stats))
-    with tqdm(total=len(split), initial=done, unit="photo", desc=f"features of {split.name}", leave=False) as bar:
+    with progress.bar(f"features of {split.name}", len(split), initial=done) as bar:
         for image_BHWC, real in photo_batches(split, batch_size, done):
             features_NPF[done:done + real] = np.asarray(encode(params, batch_stats, parallel.shard(image_BHWC)))[:real]
             done += real
             bar.update(real)
             features_NPF.flush()
-            progress.write_text(str(done))
+            count.write_text(str(done))
     del features_NPF
     os.replace(partial, path)
-    progress.unlink(missing_ok=True)
+    count.unlink(missing_ok=True)

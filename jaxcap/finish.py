@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcap import evaluate, metrics, parallel, progress, report, runs
+from jaxcap import evaluate, journal, metrics, parallel, report, runs
 from jaxcap.data import records
 
 SAMPLES = 8  # captions printed
@@ -36,7 +36,7 @@ def finish(directory: Path, devices: parallel.Parallel) -> dict[str, dict[str, f
     print(evaluate.table(scores))
     print("\n" + "\n".join(f"  {sample.image_id}: {sample.caption}" for sample in samples[:SAMPLES]))
     page = report.write(directory, title=configuration.name, scores=scores, samples=samples,
-                        history=progress.read(directory))
+                        history=journal.read(directory))
     print(f"\nrun directory: {directory}\nreport: {page}")
     return scores
 

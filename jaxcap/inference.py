@@ -46,7 +46,7 @@ def decoder(captioner: Captioner, settings: configs.Search, size: int,
                            batch=seen.shape[0], beam=settings.beam, max_words=settings.max_words,
                            length_normalization=settings.length_normalization, forbidden=(PAD, BOS, UNK))
 
-    return parallel.wrap(decode, in_sharded=(False, False, True), out_sharded=True)
+    return parallel.wrap(decode, in_sharded=(False, False, True), out_sharded=True, typed=False)
 
 
 def captions(decode: Callable, params: PyTree, batch_stats: PyTree, vocab: Vocab, parallel: Parallel,

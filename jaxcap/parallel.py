@@ -6,6 +6,7 @@ numbers. Several hosts join through `jax.distributed`, which `initialize` calls 
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,7 +21,13 @@ REPLICATED, SHARDED = PartitionSpec(), PartitionSpec(AXIS)
 
 
 def initialize() -> None:
-    """Joins the other hosts of a run when JAX_COORDINATOR_ADDRESS is set (also JAX_NUM_PROCESSES, JAX_PROCESS_ID)."""
+    """What a command does before it touches a device.
+
+    Keeps compiled programs in ~/.cache/jaxcap/compiled unless JAX_COMPILATION_CACHE_DIR names another place, and joins
+    the other hosts of a run when JAX_COORDINATOR_ADDRESS is set (also JAX_NUM_PROCESSES, JAX_PROCESS_ID).
+    """
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/jaxcap/compiled").expanduser()))
     if os.environ.get("JAX_COORDINATOR_ADDRESS") and not jax.distributed.is_initialized():
         jax.distributed.initialize(
             num_processes=int(os.environ["JAX_NUM_PROCESSES"]) if "JAX_NUM_PROCESSES" in os.environ else None,
@@ -63,22 +70,25 @@ class Parallel:
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
 
     def wrap(self, function: Callable, *, in_sharded: tuple[bool, ...], out_sharded: bool | tuple[bool, ...] = False,
-             donate: tuple[int, ...] = ()) -> Callable:
+             donate: tuple[int, ...] = (), typed: bool = True) -> Callable:
         """Compiles a per-device function over all devices.
 
         Args:
           in_sharded: for every argument, whether its first axis is cut over the devices (else it is whole on each).
           out_sharded: the same for the result, or for each item of a tuple of results.
           donate: arguments whose memory the result may take.
+          typed: let shard_map check which values differ between devices, as gradients need. Functions without gradients
+            and collectives turn it off, so that they may begin loops with constants.
         """
         if self.mode == "pmap":
-            axes = jax.tree.map(lambda cut: 0 if cut else None, out_sharded)
-            return self._pmap(function, in_sharded, axes, donate)
+            return self._pmap(function, in_sharded, out_sharded, donate)
         specs = tuple(SHARDED if cut else REPLICATED for cut in in_sharded)
         out = jax.tree.map(lambda cut: SHARDED if cut else REPLICATED, out_sharded)
-        return jax.jit(jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=out), donate_argnums=donate)
+        mapped = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=out, check_vma=typed)
+        return jax.jit(mapped, donate_argnums=donate)
 
-    def _pmap(self, function: Callable, in_sharded, out_axes, donate) -> Callable:
+    def _pmap(self, function: Callable, in_sharded, out_sharded, donate) -> Callable:
+        out_axes = jax.tree.map(lambda cut: 0 if cut else None, out_sharded)
         devices = list(self.mesh.devices.flat)
         mapped = jax.pmap(function, axis_name=AXIS, devices=devices, in_axes=tuple(0 if c else None for c in in_sharded),
                           out_axes=out_axes, donate_argnums=donate)
@@ -86,7 +96,9 @@ class Parallel:
 
         def call(*arguments):
             cut = lambda x: x.reshape(local, -1, *x.shape[1:])
+            join = lambda x: x.reshape(-1, *x.shape[2:])
             arguments = [jax.tree.map(cut, a) if c else a for a, c in zip(arguments, in_sharded, strict=True)]
-            return mapped(*arguments)
+            results = mapped(*arguments)
+            return jax.tree.map(lambda was_cut, part: jax.tree.map(join, part) if was_cut else part, out_sharded, results)
 
         return call

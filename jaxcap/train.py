@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcap import captioner as captioners
-from jaxcap import checkpoints, evaluate, features, finish, optim, parallel, progress, runs, vocab, weights
+from jaxcap import checkpoints, evaluate, features, finish, journal, optim, parallel, runs, vocab, weights
 from jaxcap import config as configs
 from jaxcap import step as steps
 from jaxcap.captioner import Captioner
@@ -49,7 +49,7 @@ class Session:
     examples: pipeline.Examples
     evaluator: evaluate.Evaluator
     keeper: Checkpoints
-    progress: progress.Progress
+    journal: journal.Journal
     stop: "StopSignal"
 
 
@@ -101,7 +101,7 @@ def train(configuration: Config, directory: Path, *, resume: bool = False) -> in
     keeper = Checkpoints(directory / "checkpoints", configuration.checkpoints)
     position = keeper.position(keeper.steps()[-1]) if resume and keeper.steps() else BEGINNING
     lengths = [phase_steps(phase, examples, configuration.batch_size) for phase in configuration.phases]
-    log = progress.Progress(directory, total=sum(lengths), step=position["step"], smoothed=position["smoothed"])
+    log = journal.Journal(directory, total=sum(lengths), step=position["step"], smoothed=position["smoothed"])
     stop = StopSignal()
     session = Session(configuration, directory, devices, captioner, train_split, val_split, examples, evaluator,
                       keeper, log, stop)
@@ -141,7 +141,7 @@ def phase_steps(phase: configs.Phase, examples: pipeline.Examples, batch_size: i
 
 def run_phase(session: Session, state: TrainState, number: int, total: int, position: dict) -> TrainState:
     """Trains one phase from `position` on and returns the state after it, or after the step at which it was stopped."""
-    config, devices, keeper, log = session.config, session.devices, session.keeper, session.progress
+    config, devices, keeper, log = session.config, session.devices, session.keeper, session.journal
     phase = config.phases[number]
     per_epoch = pipeline.per_epoch(session.examples, config.batch_size)
     learning_rate = optim.schedule(phase.optim, total, per_epoch)
@@ -200,7 +200,7 @@ def feed(session: Session, state: TrainState, phase: configs.Phase):
     config, devices, split = session.config, session.devices, session.train_split
     val_features = None
     if phase.train == "decoder" and not config.augment.any():
-        log = session.progress
+        log = session.journal
         take = functools.partial(features.cached, configuration=config, captioner=session.captioner,
                                  params=state.params, batch_stats=state.batch_stats, parallel=devices,
                                  batch_size=session.evaluator.batch_size)
@@ -220,7 +220,7 @@ def feed(session: Session, state: TrainState, phase: configs.Phase):
 def save(session: Session, state: TrainState, number: int, done: int, first: int, data: Any,
          val_features: np.ndarray | None, *, score: bool) -> None:
     """Scores the val split, unless told not to, and writes a checkpoint in the background."""
-    config, log = session.config, session.progress
+    config, log = session.config, session.journal
     scores = None
     if score and config.eval_during:
         captions = session.evaluator.captions(state.params, state.batch_stats, val_features)

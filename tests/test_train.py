@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcap import caption, checkpoints, config, evaluate, prepare, progress, train
+from jaxcap import caption, checkpoints, config, evaluate, journal, prepare, train
 from jaxcap.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +48,7 @@ def settings(data: Path, *more: str) -> list[str]:
 
 
 def losses(directory: Path) -> dict[int, float]:
-    return {line["step"]: line["loss"] for line in progress.read(directory) if "loss" in line}
+    return {line["step"]: line["loss"] for line in journal.read(directory) if "loss" in line}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_a_run_is_one_directory_that_explains_itself(finished):
     found = losses(finished)
     assert list(found) == list(range(1, 13))
     assert found[12] < found[1]
-    scores = [line for line in progress.read(finished) if line.get("split") == "val"]
+    scores = [line for line in journal.read(finished) if line.get("split") == "val"]
     assert [line["step"] for line in scores] == [4, 8, 12] and all("bleu4" in line and "cider" in line for line in scores)
     result = json.loads((finished / "results" / "val.json").read_text())
     assert len(result) == 8 and set(result[0]) == {"image_id", "caption"}
@@ -75,16 +75,16 @@ def test_a_run_is_one_directory_that_explains_itself(finished):
 
 def test_stop_and_resume_is_bit_for_bit_the_run_that_never_stopped(data, finished, tmp_path, monkeypatch):
     directory = tmp_path / "stopped"
-    original = progress.Progress.training
+    original = journal.Journal.training
 
     def stop_at_six(self, step, values, **more):
         original(self, step, values, **more)
         if step == 6:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(progress.Progress, "training", stop_at_six)
+    monkeypatch.setattr(journal.Journal, "training", stop_at_six)
     assert train.main([*settings(data), "--run-dir", str(directory)]) == 143
-    monkeypatch.setattr(progress.Progress, "training", original)
+    monkeypatch.setattr(journal.Journal, "training", original)
     assert max(losses(directory)) in (6, 7, 8)
     assert train.main(["--resume", str(directory)]) == 0
     assert losses(directory) == losses(finished)
@@ -205,7 +205,7 @@ def test_two_phases_with_a_frozen_one_on_cached_features(data, tmp_path):
                     "Phase('everything', 'all', steps=4, batch_norm='sync', optim=Optim('adam', learning_rate=0.001))))\n")
     own = [s for s in settings(data) if not s.startswith("phases")]
     assert train.main([str(page), *own, "--run-dir", str(tmp_path / "run")]) == 0
-    lines = [line for line in progress.read(tmp_path / "run") if "loss" in line]
+    lines = [line for line in journal.read(tmp_path / "run") if "loss" in line]
     assert [line["phase"] for line in lines] == ["decoder"] * 6 + ["everything"] * 4
     assert lines[6]["loss"] < lines[0]["loss"]
     cached = list(data.rglob("features/*.npy"))

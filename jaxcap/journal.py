@@ -1,0 +1,84 @@
+"""What a person sees of a run while it goes on, and what stays of it: bar, metrics.jsonl, TensorBoard events."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+from jaxcap import progress
+
+SMOOTHING = 0.98  # of the shown loss, per step: a batch's own loss is too noisy to see learning in it
+
+
+class Journal:
+    """The journal of a run of `total` optimizer steps that begins at `step`.
+
+    On a resumed run the lines of steps that will be trained again are dropped first.
+    """
+
+    def __init__(self, directory: Path, *, total: int, step: int = 0, smoothed: float | None = None):
+        self.path = directory / "metrics.jsonl"
+        kept = [line for line in read(directory) if line["step"] <= step]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self._file = self.path.open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(directory), purge_step=step + 1 if step else None)
+        self._bar = progress.bar("training", total, " steps", step)
+        self.smoothed = smoothed
+        self._last = time.perf_counter()
+
+    def say(self, text: str) -> None:
+        """Prints a line above the bar."""
+        self._bar.write(text, file=sys.stderr)
+
+    def phase(self, name: str) -> None:
+        """Names what is going on."""
+        self._bar.set_description(name)
+
+    def pause(self) -> None:
+        """Forgets the time since the last line: it went into something other than steps."""
+        self._last = time.perf_counter()
+
+    def training(self, step: int, losses: list[float], **values: float | str) -> None:
+        """Records the steps up to `step`, whose losses are given, oldest first; `values` go into the line as they are."""
+        for loss in losses:
+            self.smoothed = loss if self.smoothed is None else SMOOTHING * self.smoothed + (1 - SMOOTHING) * loss
+        now = time.perf_counter()
+        step_ms, self._last = 1000 * (now - self._last) / len(losses), now
+        self._write({"step": step, **values, "loss": sum(losses) / len(losses), "loss_smooth": self.smoothed,
+                     "step_ms": round(step_ms, 3)}, "train")
+        self._bar.set_postfix_str(f"loss {self.smoothed:.3f}", refresh=False)
+        self._bar.update(step - self._bar.n)
+
+    def scores(self, step: int, epoch: float, split: str, scores: dict[str, float]) -> None:
+        """Records scores of a split."""
+        self._write({"step": step, "epoch": epoch, "split": split, **scores}, split)
+        self.pause()
+
+    def close(self) -> None:
+        self._bar.close()
+        self._file.close()
+        self._events.close()
+
+    def _write(self, line: dict, group: str) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in line.items():
+            if isinstance(value, float) and math.isfinite(value):
+                self._events.add_scalar(f"{group}/{name}", value, line["step"])
+
+
+def read(directory: Path) -> list[dict]:
+    """The lines of metrics.jsonl; a last line that a crash cut short is left out."""
+    path = directory / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text("utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
