@@ -84,15 +84,15 @@ def test_equal_to_coco_caption_on_real_captions(flickr8k):
 
 
 def test_scoring_again_is_faster_than_coco_caption(flickr8k):
-    candidates, captions = flickr8k
+    candidates, captions = ({name: of[name] for name in list(of)[:300]} for of in flickr8k)
     references = metrics.References(captions)
     metrics.score(candidates, references)
-    start = time.perf_counter()
+    start = time.process_time()
     metrics.score(candidates, references)
-    ours = time.perf_counter() - start
-    start = time.perf_counter()
+    ours = time.process_time() - start
+    start = time.process_time()
     coco_caption(candidates, captions)
-    assert ours < time.perf_counter() - start
+    assert ours < time.process_time() - start
 
 
 def test_identical_candidates_score_full_marks():
