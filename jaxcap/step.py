@@ -105,8 +105,8 @@ def train_step(state: TrainState, batch: Batch, table: Array | None, *, captione
     parts = {f"decoder/{name}": tree for name, tree in grads["decoder"].items()}
     if "encoder" in grads:
         parts["encoder"] = grads["encoder"]
-    norms = {name: optax.global_norm(tree) for name, tree in parts.items()}
-    return new, Metrics(jax.lax.psum(total, AXIS) / tokens, optax.global_norm(grads), norms, tokens)
+    norms = {name: optax.tree.norm(tree) for name, tree in parts.items()}
+    return new, Metrics(jax.lax.psum(total, AXIS) / tokens, optax.tree.norm(grads), norms, tokens)
 
 
 def eval_step(params: PyTree, batch_stats: PyTree, batch: Batch, table: Array | None, *, captioner: Captioner,

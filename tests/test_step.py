@@ -115,7 +115,7 @@ def test_the_step_is_plain_sgd_on_the_mean_token_loss():
         return total / tokens
 
     value, grads = jax.value_and_grad(loss)(before.params["decoder"])
-    scale = min(1, 5.0 / float(optax.global_norm(grads)))
+    scale = min(1, 5.0 / float(optax.tree.norm(grads)))
     expected = jax.tree.map(lambda p, g: p - 0.5 * scale * g, before.params["decoder"], grads)
     np.testing.assert_allclose(metrics.loss, value, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), expected, state.params["decoder"])
@@ -157,7 +157,7 @@ def test_eight_captions_can_be_learnt_by_heart():
     phase = Phase("all", "all", steps=1, batch_norm="sync", optim=Optim(name="adam", learning_rate=0.03))
     devices, optimizer, function = compiled("shard_map", 1, phase)
     state = devices.replicate(start(phase, optimizer))
-    for _ in range(150):
+    for _ in range(300):
         state, metrics = function(state, devices.shard(batch), None)
     assert metrics.loss < 0.05
 
