@@ -15,6 +15,8 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from jaxcap.encoders import shifted
+
 BatchNormMode = Literal["inference", "batch", "sync", "folded"]
 EPSILON = 1e-3  # added to the variance, in Inception V3 and in EfficientNet-Lite alike
 
@@ -107,14 +109,13 @@ def convolve(x_BHWC, kernel, stride: int = 1, padding: str = "SAME"):
     def matrix_product(x_BHWC, kernel):
         return x_BHWC @ kernel[0, 0]
 
-    def shifted(x_BHWC, kernel):
-        return sum(slice_BHWC * tap_C for slice_BHWC, tap_C in zip(
-            _slices(x_BHWC, kernel.shape[:2], stride, padding), kernel.reshape(-1, channels)))
+    def depthwise(x_BHWC, kernel):
+        return shifted.depthwise(x_BHWC, kernel[:, :, 0], stride, padding)
 
     if kernel.shape[:2] == (1, 1) and stride == groups == 1:
         on_cpu = matrix_product
     elif groups == channels > 1:
-        on_cpu = shifted
+        on_cpu = depthwise
     else:
         return ordinary(x_BHWC, kernel)
     return lax.platform_dependent(x_BHWC, kernel, cpu=on_cpu, default=ordinary)
@@ -123,23 +124,13 @@ def convolve(x_BHWC, kernel, stride: int = 1, padding: str = "SAME"):
 def max_pool(x_BHWC):
     """Maximum over 3×3 windows, stride 2, inside the image."""
     return lax.platform_dependent(
-        x_BHWC, cpu=lambda x_BHWC: functools.reduce(jnp.maximum, _slices(x_BHWC, (3, 3), 2, "VALID")),
+        x_BHWC, cpu=lambda x_BHWC: functools.reduce(jnp.maximum, shifted.windows(x_BHWC, (3, 3), 2, "VALID")),
         default=lambda x_BHWC: nn.max_pool(x_BHWC, (3, 3), (2, 2), "VALID"))
 
 
 def average_pool(x_BHWC):
     """Mean over 3×3 windows, stride 1, of the same size; pixels beyond the edge do not count."""
     ones_1HW1 = np.ones((1, *x_BHWC.shape[1:3], 1), np.float32)
-    count_1HW1 = sum(_slices(ones_1HW1, (3, 3), 1, "SAME"))
-    return sum(_slices(x_BHWC, (3, 3), 1, "SAME")) * (1 / count_1HW1).astype(x_BHWC.dtype)
+    count_1HW1 = sum(shifted.windows(ones_1HW1, (3, 3), 1, "SAME"))
+    return sum(shifted.windows(x_BHWC, (3, 3), 1, "SAME")) * (1 / count_1HW1).astype(x_BHWC.dtype)
 
-
-def _slices(x_BHWC, size: tuple[int, int], stride: int, padding: str):
-    """What each position of a window sees, row by row. XLA fuses arithmetic on these into one vectorised loop."""
-    batch, height, width, channels = x_BHWC.shape
-    pads = lax.padtype_to_pads((height, width), size, (stride, stride), padding)
-    x_BHWC = jnp.pad(x_BHWC, ((0, 0), *pads, (0, 0)))
-    bottom, right = x_BHWC.shape[1] - size[0] + 1, x_BHWC.shape[2] - size[1] + 1
-    for i in range(size[0]):
-        for j in range(size[1]):
-            yield lax.slice(x_BHWC, (0, i, j, 0), (batch, i + bottom, j + right, channels), (1, stride, stride, 1))
