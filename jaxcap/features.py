@@ -48,16 +48,22 @@ def photo_batches(split: Split, batch_size: int, start: int = 0) -> Iterator[tup
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 
 
-def cache_key(configuration: configs.Config, params: PyTree, batch_stats: PyTree, fingerprint: str) -> str:
-    """A name for features that changes when weights, preprocessing, arithmetic or photos do."""
+def cache_path(split: Split, configuration: configs.Config, params: PyTree, batch_stats: PyTree) -> Path:
+    """Where features lie: the name changes when weights, preprocessing, arithmetic or photos do."""
     encoder_config = configuration.encoder
     digest = hashlib.blake2b(digest_size=12)
     digest.update(json.dumps([encoder_config.name, configs.encoder_size(configuration), encoder_config.scaling,
-                              encoder_config.dtype, fingerprint, "pooled"]).encode())
+                              encoder_config.dtype, split.fingerprint, "pooled"]).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path((params["encoder"], batch_stats)):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
+    return split.path / "features" / f"{split.name}-{encoder_config.name}-{digest.hexdigest()}.npy"
+
+
+def find(split: Split, configuration: configs.Config, params: PyTree, batch_stats: PyTree) -> np.ndarray | None:
+    """The split's features from the cache, memory-mapped, or None where these weights have not seen it yet."""
+    path = cache_path(split, configuration, params, batch_stats)
+    return np.load(path, mmap_mode="r") if path.exists() else None
 
 
 def cached(split: Split, configuration: configs.Config, captioner: Captioner, params: PyTree, batch_stats: PyTree,
@@ -66,16 +72,15 @@ def cached(split: Split, configuration: configs.Config, captioner: Captioner, pa
 
     An interrupted computation goes on where it stopped. Raises `UserError` if the cache cannot be written.
     """
-    directory = split.path / "features"
-    key = cache_key(configuration, params, batch_stats, split.fingerprint)
-    path = directory / f"{split.name}-{configuration.encoder.name}-{key}.npy"
-    if path.exists():
-        return np.load(path, mmap_mode="r")
+    found = find(split, configuration, params, batch_stats)
+    if found is not None:
+        return found
+    path = cache_path(split, configuration, params, batch_stats)
     try:
-        directory.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         _compute(path, split, configuration, captioner, params, batch_stats, parallel, batch_size)
     except OSError as error:
-        raise UserError(f"features cannot be cached in {directory}: {error.strerror or error}; free the disk or "
+        raise UserError(f"features cannot be cached in {path.parent}: {error.strerror or error}; free the disk or "
                         "prepare the data where it can be written") from error
     return np.load(path, mmap_mode="r")
 

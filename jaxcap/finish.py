@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcap import evaluate, journal, metrics, parallel, report, runs
+from jaxcap import evaluate, features, journal, metrics, parallel, report, runs
 from jaxcap.data import records
 
 SAMPLES = 8  # captions printed
@@ -26,7 +26,7 @@ def finish(directory: Path, devices: parallel.Parallel) -> dict[str, dict[str, f
     for name in names:
         split = records.open_split(configuration.data, name)
         evaluator = evaluate.Evaluator(configuration, run.captioner, run.vocab, devices, split)
-        captions = evaluator.captions(params, batch_stats)
+        captions = evaluator.captions(params, batch_stats, features.find(split, configuration, run.params, run.batch_stats))
         scores[name] = evaluate.full_scores(evaluator, captions, train_captions)
         texts = {image_id: caption.text for image_id, caption in captions.items()}
         photos = metrics.per_photo(texts, evaluator.references)
