@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import grain
 import numpy as np
+from absl import flags
 
 from jaxcap.data.records import Split
 from jaxcap.errors import UserError
@@ -133,5 +134,7 @@ def iterate(batches: Batches, *, workers: int = 0) -> grain.DatasetIterator:
     dataset = grain.MapDataset.source(batches).to_iter_dataset(
         grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain's workers ask absl for its flags, which only absl's own main() parses
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return iter(dataset)
