@@ -64,6 +64,10 @@ class Captioner:
         return self.decoder.apply({"params": params["decoder"]}, features_BPF, inputs_BT, train=True,
                                   rngs={"dropout": key})
 
+    def words(self, params: PyTree, features_BPF: Array) -> Array:
+        """Logits [B, V] of the words of a photo's caption, in no order."""
+        return self.decoder.apply({"params": params["decoder"]}, features_BPF, method="words")
+
     def start(self, params: PyTree, features_BPF: Array) -> PyTree:
         """The decoder's state before the first word."""
         return self.decoder.apply({"params": params["decoder"]}, features_BPF, method="start")
@@ -85,7 +89,7 @@ def build(config: configs.Config, vocabulary: int) -> Captioner:
         encoder=spec.module(dtype=jnp.dtype(config.encoder.dtype), remat=config.encoder.remat),
         decoder=LSTMDecoder(vocabulary=vocabulary, features=spec.features, embedding=decoder.embedding,
                             hidden=decoder.hidden, dropout=decoder.dropout, forget_bias=decoder.forget_bias,
-                            init_scale=decoder.init_scale, dtype=jnp.dtype(decoder.dtype)),
+                            init_scale=decoder.init_scale, standardize=decoder.standardize, dtype=jnp.dtype(decoder.dtype)),
         unit_scaling=config.encoder.scaling == "unit",
         feature_dropout=config.encoder.dropout,
     )

@@ -78,6 +78,7 @@ class Decoder:
     dropout: float = 0.3  # of the LSTM's input and output, the image step included (im2txt: keep 0.7)
     forget_bias: float = 1.0
     init_scale: float = 0.08  # parameters start uniform in ±init_scale
+    standardize: bool = False  # features to zero mean and one scale, by the training photos' statistics
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -104,6 +105,7 @@ class Phase:
 
     name: str = "decoder"
     train: Literal["decoder", "all"] = "decoder"  # "all" also trains the encoder
+    objective: Literal["captions", "words"] = "captions"  # "words": the photo alone predicts its caption's words, unordered
     epochs: float = 0.0  # passes over the training captions; or
     steps: int = 0  # optimizer steps
     batch_norm: Literal["inference", "batch", "sync"] = "inference"  # statistics that the encoder normalizes with
@@ -152,14 +154,21 @@ class Config:
     log_every: int = 10  # steps a line of metrics.jsonl
 
 
+# A decoder that is shown random features learns nothing from them, and they nothing from it. So the network first learns to
+# name what it sees, and then both learn to say it in sentences: the photo's place in the lineage taken by words, not ImageNet.
 SHAPES = Config(
     name="shapes",
     batch_size=64,
-    data=Data(name="shapes", size=64, max_words=24),
+    data=Data(name="shapes", size=64, max_words=24, length_buckets=(8, 12, 16, 24)),
     encoder=Encoder(name="small_cnn"),
-    decoder=Decoder(embedding=128, hidden=256, dropout=0.2),
-    phases=(Phase(name="everything", train="all", epochs=4, batch_norm="batch", from_scratch=True,
-                  optim=Optim(name="adam", learning_rate=2e-3, schedule="cosine", warmup_steps=100)),),
+    decoder=Decoder(embedding=256, hidden=256, dropout=0.0, forget_bias=4.0),
+    phases=(
+        Phase(name="words", train="all", objective="words", steps=2200, batch_norm="batch", from_scratch=True,
+              optim=Optim(name="adam", learning_rate=6e-3, schedule="cosine", warmup_steps=100)),
+        Phase(name="captions", train="all", steps=3600, batch_norm="batch", from_scratch=True,
+              optim=Optim(name="adam", learning_rate=3e-3, schedule="cosine", warmup_steps=100)),
+    ),
+    eval_photos=200,
 )
 
 # --- loading -----------------------------------------------------------------------------------------------------
@@ -241,17 +250,22 @@ def check(config: Config) -> Config:
                         "photos are stored at data.size and cropped to encoder.size")
     if not config.phases:
         raise UserError("phases is empty: a run needs at least one")
+    if config.decoder.standardize and (config.phases[0].train != "decoder" or config.augment.any()):
+        raise UserError("decoder.standardize=true takes its statistics from cached features, so phases.0 must train only "
+                        "the decoder, without augmentation")
+    decoder_trained = False
     for i, phase in enumerate(config.phases):
         if (phase.epochs > 0) == (phase.steps > 0):
             raise UserError(f"phases.{i} needs either epochs or steps (one of them above 0)")
         if phase.train == "decoder" and phase.batch_norm != "inference":
             raise UserError(f"phases.{i} trains only the decoder, so its batch_norm must be 'inference', "
                             f"not {phase.batch_norm!r}")
-        if i == 0 and phase.train == "all" and not phase.from_scratch:
+        if phase.train == "all" and not decoder_trained and not phase.from_scratch:
             raise UserError(
-                "phases.0 trains the encoder together with an untrained decoder, which damages the encoder for good; "
-                "train the decoder in a phase before it, or set phases.0.from_scratch=true for an encoder that is "
+                f"phases.{i} trains the encoder together with an untrained decoder, which damages the encoder for good; "
+                f"train the decoder in a phase before it, or set phases.{i}.from_scratch=true for an encoder that is "
                 "itself untrained")
+        decoder_trained |= phase.objective == "captions"
     buckets = config.data.length_buckets
     if buckets and (list(buckets) != sorted(set(buckets)) or buckets[-1] != config.data.max_words):
         raise UserError(f"data.length_buckets {buckets} must rise and end at data.max_words {config.data.max_words}")

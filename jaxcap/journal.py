@@ -33,9 +33,11 @@ class Journal:
         """Prints a line above the bar."""
         self._bar.write(text, file=sys.stderr)
 
-    def phase(self, name: str) -> None:
-        """Names what is going on."""
+    def phase(self, name: str, *, new: bool) -> None:
+        """Names what is going on; a `new` phase's loss is smoothed from its own beginning."""
         self._bar.set_description(name)
+        if new:
+            self.smoothed = None
 
     def pause(self) -> None:
         """Forgets the time since the last line: it went into something other than steps."""

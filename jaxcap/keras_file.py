@@ -21,6 +21,8 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     try:
         with h5py.File(path, "r") as file:
             root = file["model_weights"] if "model_weights" in file else file  # a whole model, or weights only
+            if "layer_names" not in root.attrs:
+                raise UserError(f"{path} is not in the layout of Keras's published .h5 weights, which lists layer_names")
             layers = {}
             for layer in _texts(root.attrs["layer_names"]):
                 weights = {name: np.asarray(root[layer][name]) for name in _texts(root[layer].attrs["weight_names"])}

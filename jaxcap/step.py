@@ -81,8 +81,12 @@ def train_step(state: TrainState, batch: Batch, table: Array | None, *, captione
         features_BPF, batch_stats = seen, state.batch_stats
         if phase.train == "all":
             features_BPF, batch_stats = captioner.encode(params, batch_stats, seen, batch_norm=phase.batch_norm)
-        logits_BTV = captioner.logits(params, features_BPF, inputs_BT, key=dropout_key,
-                                      train_features=phase.train == "all")
+        if phase.objective == "words":
+            words_BV = captioner.words(params, features_BPF)
+            logits_BTV = jnp.broadcast_to(words_BV[:, None], (*targets_BT.shape, words_BV.shape[-1]))
+        else:
+            logits_BTV = captioner.logits(params, features_BPF, inputs_BT, key=dropout_key,
+                                          train_features=phase.train == "all")
         total, _ = losses.cross_entropy_sums(logits_BTV, targets_BT, phase.optim.label_smoothing)
         objective = total / tokens
         if phase.optim.encoder_l2 and phase.train == "all":  # each device adds its share of the penalty

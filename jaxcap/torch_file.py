@@ -5,6 +5,7 @@ answers only the few names that describe tensors, with inert stand-ins, and refu
 """
 
 import math
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -82,9 +83,10 @@ def _old_format(file) -> tuple[object, dict[str, bytes]]:
     blocks = {}
     for key in _Unpickler(file).load():
         storage = unpickler.storages[key]
-        if int.from_bytes(file.read(8), "little") != storage.length:
+        length = int.from_bytes(file.read(8), "little")
+        if length != storage.length or length * storage.dtype.itemsize > os.fstat(file.fileno()).st_size:
             raise ValueError(f"storage {key} is cut off or has another length than its tensors say")
-        blocks[key] = file.read(storage.length * storage.dtype.itemsize)
+        blocks[key] = file.read(length * storage.dtype.itemsize)
     return description, blocks
 
 

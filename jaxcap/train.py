@@ -28,6 +28,7 @@ from jaxcap.captioner import Captioner
 from jaxcap.checkpoints import Checkpoints
 from jaxcap.config import Config
 from jaxcap.data import augment, pipeline, records
+from jaxcap.decoders import lstm
 from jaxcap.errors import UserError, run_command
 from jaxcap.step import Batch, TrainState
 
@@ -152,11 +153,14 @@ def run_phase(session: Session, state: TrainState, number: int, total: int, posi
         state = keeper.restore(position["step"], like=state)
         if position["phase_step"] >= total:
             return state
-    log.phase(f"phase {number + 1}/{len(config.phases)} {phase.name}")
-    kind, fetch, table, val_features = feed(session, state, phase)
+    log.phase(f"phase {number + 1}/{len(config.phases)} {phase.name}", new=position["phase_step"] == 0)
+    kind, fetch, table, val_features, statistics = feed(session, state, phase)
+    if statistics and int(state.step) == 0:
+        decoder = {**state.params["decoder"], **devices.replicate(statistics)}
+        state = state._replace(params={**state.params, "decoder": decoder})
     batches = pipeline.Batches(
         session.examples, batch_size=config.batch_size, seed=config.seed * 1000 + number, total=total, kind=kind,
-        fetch=fetch, buckets=config.data.length_buckets, host=jax.process_index(), hosts=jax.process_count())
+        fetch=fetch, buckets=config.data.length_buckets if phase.objective == "captions" else (), host=jax.process_index(), hosts=jax.process_count())
     iterator = pipeline.iterate(batches, workers=config.data.workers if table is None else 0)
     if position["data"] is not None:
         iterator.set_state(position["data"])
@@ -192,13 +196,15 @@ def run_phase(session: Session, state: TrainState, number: int, total: int, posi
 
 
 def feed(session: Session, state: TrainState, phase: configs.Phase):
-    """What a phase's batches hold beside tokens: `(kind, fetch, resident table or None, val features or None)`.
+    """What a phase's batches hold beside tokens, and what is known of the features before it begins.
+
+    Returns `(kind, fetch, resident table or None, val features or None, the decoder's feature statistics or {})`.
 
     A frozen encoder without distortions is run once over both splits; otherwise photos are read. What fits stays on the
     device, and a batch then holds only row numbers.
     """
     config, devices, split = session.config, session.devices, session.train_split
-    val_features = None
+    val_features, statistics = None, {}
     if phase.train == "decoder" and not config.augment.any():
         log = session.journal
         take = functools.partial(features.cached, configuration=config, captioner=session.captioner,
@@ -207,14 +213,16 @@ def feed(session: Session, state: TrainState, phase: configs.Phase):
         array, kind, val_features = take(split), "features_BPF", take(session.val_split)
         log.pause()
         fetch, size = array.__getitem__, array.nbytes
+        if config.decoder.standardize:
+            statistics = lstm.feature_statistics(array)
     else:
         kind, fetch, size = "image_BHWC", split.images, len(split) * config.data.size**2 * 3
         array = None
     resident = config.data.resident
     if resident == "yes" or (resident == "auto" and size <= config.data.resident_gib * 2**30):
         whole = split.images(range(len(split))) if array is None else np.asarray(array)
-        return "index_B", np.asarray, devices.replicate(whole), val_features
-    return kind, fetch, None, val_features
+        return "index_B", np.asarray, devices.replicate(whole), val_features, statistics
+    return kind, fetch, None, val_features, statistics
 
 
 def save(session: Session, state: TrainState, number: int, done: int, first: int, data: Any,
@@ -222,7 +230,7 @@ def save(session: Session, state: TrainState, number: int, done: int, first: int
     """Scores the val split, unless told not to, and writes a checkpoint in the background."""
     config, log = session.config, session.journal
     scores = None
-    if score and config.eval_during:
+    if score and config.eval_during and config.phases[number].objective == "captions":
         captions = session.evaluator.captions(state.params, state.batch_stats, val_features)
         scores = session.evaluator.scores(captions)
         per_epoch = pipeline.per_epoch(session.examples, config.batch_size)
@@ -281,7 +289,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--run-dir", type=Path, help="where the run is written (default: runs/NAME-DATE-TIME)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run from its newest checkpoint")
     parser.add_argument("--keys", action="store_true", help="list every setting with its value, and stop")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     path, overrides = arguments.config, arguments.overrides
     if path is not None and "=" in path:
         path, overrides = None, [path, *overrides]

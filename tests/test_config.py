@@ -39,9 +39,10 @@ def test_a_bad_override_is_one_clear_sentence(assignment, words):
     (["batch_size=0"], "batch_size"),
     (["encoder.size=299"], "larger than data.size"),
     (["decoder.dropout=1.0"], "decoder.dropout"),
-    (["phases.0.epochs=0"], "either epochs or steps"),
-    (["phases.0.steps=3"], "either epochs or steps"),
+    (["phases.0.steps=0"], "either epochs or steps"),
+    (["phases.0.epochs=3"], "either epochs or steps"),
     (["phases.0.from_scratch=false"], "untrained decoder"),
+    (["phases.1.from_scratch=false"], "untrained decoder"),  # words alone do not train the decoder
     (["data.length_buckets=8,4"], "length_buckets"),
 ])
 def test_impossible_combinations_are_refused(changes, word):

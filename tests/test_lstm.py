@@ -106,3 +106,19 @@ def test_bfloat16_is_close_and_logits_are_float32(model):
     low = decoder.clone(dtype=jnp.bfloat16).apply(variables, features_BPF, tokens_BT)
     assert low.dtype == jnp.float32
     np.testing.assert_allclose(low, decoder.apply(variables, features_BPF, tokens_BT), atol=0.05)
+
+
+def test_standardized_features_have_no_mean_and_get_no_gradient(model):
+    _, variables, _, tokens_BT = model
+    decoder = LSTMDecoder(vocabulary=V, features=F, embedding=E, hidden=D, dropout=0.0, standardize=True)
+    features_NPF = np.random.default_rng(0).normal(3, np.arange(1, F + 1), (500, 2, F)).astype(np.float32)
+    constants = lstm.feature_statistics(features_NPF)
+    pooled_NF = (features_NPF.mean(axis=1) - constants["feature_mean"]) * constants["feature_scale"]
+    np.testing.assert_allclose(pooled_NF.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(pooled_NF.std(axis=0), 1 / lstm.STANDARD, rtol=1e-2)
+    params = {**variables["params"], **constants}
+    plain = LSTMDecoder(vocabulary=V, features=F, embedding=E, hidden=D, dropout=0.0)
+    np.testing.assert_allclose(decoder.apply({"params": params}, features_NPF[:B], tokens_BT),
+                               plain.apply(variables, pooled_NF[:B, None], tokens_BT), rtol=1e-5, atol=1e-6)
+    grads = jax.grad(lambda p: decoder.apply({"params": p}, features_NPF[:B], tokens_BT).sum())(params)
+    assert not grads["feature_mean"].any() and not grads["feature_scale"].any() and grads["image_embedding"].any()

@@ -10,7 +10,13 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+
+
+# Deviations that a standardized feature is divided by: more than one, so that a thousand of them do not drown the words
+# when training begins.
+STANDARD = 4.0
 
 
 class LSTMState(NamedTuple):
@@ -82,6 +88,12 @@ def _scan_backward(forget_bias, saved, d_hidden_TBD):
 _scan.defvjp(_scan_forward, _scan_backward)
 
 
+def feature_statistics(features_NPF: np.ndarray) -> dict[str, np.ndarray]:
+    """The constants of a decoder that standardizes, from the features of all training photos: mean and 1 / (4 σ)."""
+    pooled_NF = np.asarray(features_NPF).mean(axis=1)
+    return {"feature_mean": pooled_NF.mean(axis=0), "feature_scale": 1 / (STANDARD * (pooled_NF.std(axis=0) + 1e-3))}
+
+
 class LSTMDecoder(nn.Module):
     """The image-first LSTM language model.
 
@@ -93,6 +105,8 @@ class LSTMDecoder(nn.Module):
       dropout: share of the LSTM's inputs and outputs set to zero in training, the image step included.
       forget_bias: added to the forget gate.
       init_scale: all weights start uniform in ±init_scale.
+      standardize: subtract from every feature its mean over the training photos and divide by `STANDARD` deviations;
+        both are constants among the parameters (`feature_mean`, `feature_scale`), set before training.
       dtype: of the arithmetic; parameters and logits are float32.
     """
 
@@ -103,6 +117,7 @@ class LSTMDecoder(nn.Module):
     dropout: float = 0.3
     forget_bias: float = 1.0
     init_scale: float = 0.08
+    standardize: bool = False
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
@@ -110,6 +125,9 @@ class LSTMDecoder(nn.Module):
             return jax.random.uniform(key, shape, jnp.float32, -self.init_scale, self.init_scale)
 
         width = 4 * self.hidden
+        if self.standardize:
+            self.feature_mean = self.param("feature_mean", nn.initializers.zeros, (self.features,))
+            self.feature_scale = self.param("feature_scale", nn.initializers.ones, (self.features,))
         self.image_embedding = self.param("image_embedding", uniform, (self.features, self.embedding))
         self.word_embedding = self.param("word_embedding", uniform, (self.vocabulary, self.embedding))
         self.lstm_kernel = self.param("lstm_kernel", uniform, (self.embedding + self.hidden, width))
@@ -128,6 +146,14 @@ class LSTMDecoder(nn.Module):
         hidden_TBD = lstm_scan(x_TBG[1:], self._recurrent(), state, self.forget_bias)
         return self._logits(self._drop(hidden_TBD.swapaxes(0, 1), train))
 
+    def words(self, features_BPF: Array) -> Array:
+        """Logits [B, V] of the words of the caption in no order, from the photo alone: which words are near its embedding.
+
+        A softmax over all words, as Joulin et al. 2016 (arXiv 1511.02251) train encoders on captions.
+        """
+        embedding_VE = self.word_embedding.astype(self.dtype)
+        return (self._image(features_BPF) @ embedding_VE.T).astype(jnp.float32) + self.logits_bias
+
     def start(self, features_BPF: Array) -> LSTMState:
         """The state after the image step, from which `step` writes the first word when given BOS."""
         return self._first(self._project(self._image(features_BPF)))
@@ -139,7 +165,11 @@ class LSTMDecoder(nn.Module):
         return state, self._logits(state.hidden_BD)
 
     def _image(self, features_BPF: Array) -> Array:
-        return features_BPF.mean(axis=1).astype(self.dtype) @ self.image_embedding.astype(self.dtype)
+        pooled_BF = features_BPF.mean(axis=1)
+        if self.standardize:
+            mean_F, scale_F = jax.lax.stop_gradient((self.feature_mean, self.feature_scale))
+            pooled_BF = (pooled_BF - mean_F) * scale_F
+        return pooled_BF.astype(self.dtype) @ self.image_embedding.astype(self.dtype)
 
     def _project(self, x: Array) -> Array:
         return x @ self.lstm_kernel[:self.embedding].astype(self.dtype) + self.lstm_bias.astype(self.dtype)

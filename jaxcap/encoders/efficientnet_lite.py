@@ -139,7 +139,7 @@ def _spec(number: int, width: float, depth: float, image_size: int, **figures) -
 
 
 SPECS = {spec.name: spec for spec in (
-    _spec(0, 1.0, 1.0, 224, parameters=3_413_024, top1=75.1),
-    _spec(1, 1.0, 1.1, 240, parameters=4_189_344, top1=76.7),
-    _spec(2, 1.1, 1.2, 260, parameters=4_869_168, top1=77.6),
+    _spec(0, 1.0, 1.0, 224, parameters=3_413_024, gmacs=0.384, top1=75.1),
+    _spec(1, 1.0, 1.1, 240, parameters=4_189_344, gmacs=0.599, top1=76.7),
+    _spec(2, 1.1, 1.2, 260, parameters=4_869_168, gmacs=0.858, top1=77.6),
 )}

@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Everything that waits for a GPU, in one command and under nine minutes:
+#
+#     bash benchmarks/on_gpu.sh
+#
+# checks the device's arithmetic, times all kinds of step in float32 and bfloat16, times captioning, traces where a step's
+# time goes, trains to a score, and prints one summary. Every part has a time limit of its own; one that fails or runs out
+# of time does not stop the others, but the exit status is 1, and what it had measured is in its .partial file.
+#
+#     OUT=out               where results go (at most 8 small files); a part that has succeeded is not run again
+#     FORCE=1               run it again all the same
+#     PARTS="decode ..."    only these parts
+#     TINY=1                tiny sizes on any machine: tries this script and measures nothing
+#     PYTHON=python3        default: .venv/bin/python where there is one
+#
+# Needs jax, flax, optax, sacrebleu, tqdm and regex; no data, no weights, no network.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+OUT=${OUT:-out}
+tiny=() steps=(--batch 32 256) decode=(--batch 256 32 1) fewer_kinds=() profiled=(cached frozen joint)
+patience=1
+if [[ -n ${TINY:-} ]]; then
+  tiny=(--tiny) steps=() decode=(--batch 2 --beam 3) fewer_kinds=(--kinds cached) profiled=(cached)
+  patience=10 # for a machine that is busy with other things
+  export JAX_DISABLE_MOST_OPTIMIZATIONS=1 JAX_PLATFORMS=cpu
+fi
+if [[ -z ${PYTHON:-} ]]; then
+  PYTHON=python3
+  [[ -x .venv/bin/python ]] && PYTHON=.venv/bin/python
+fi
+mkdir -p "$OUT" || exit 1
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$scratch/cache}  # the trace's steps were compiled by then
+failed=()
+
+# part NAME SECONDS MODULE ARGUMENT... writes $OUT/NAME.json and adds what it says to $OUT/log.txt.
+part() {
+  local name=$1 limit=$2 module=$3 status start=$SECONDS
+  shift 3
+  if [[ -n ${PARTS:-} && " $PARTS " != *" $name "* ]]; then return; fi
+  if [[ -z ${FORCE:-} ]] && grep -qs '"ok": true' "$OUT/$name.json"; then
+    echo "== $name: there already (FORCE=1 runs it again)"
+    return
+  fi
+  echo "== $name"
+  rm -f "$OUT/$name.json" "$OUT/$name.json.partial"
+  timeout --kill-after=5 $((limit * patience)) "$PYTHON" -m "benchmarks.$module" --json "$OUT/$name.json" "$@" 2>&1 | tee -a "$OUT/log.txt"
+  status=${PIPESTATUS[0]}
+  echo "== $name: exit status $status, $((SECONDS - start)) s" | tee -a "$OUT/log.txt"
+  ((status == 0)) || failed+=("$name")
+}
+
+# The order is that of worth: if the machine is taken away half way, what matters most is there.
+part correctness 110 correctness "${tiny[@]}"
+part steps_float32 140 step_time "${steps[@]}" "${tiny[@]}"
+part steps_bfloat16 140 step_time "${steps[@]}" --dtype bfloat16 "${fewer_kinds[@]}" "${tiny[@]}"
+part decode 60 decode "${decode[@]}" "${tiny[@]}"
+part training 30 training "${tiny[@]}"
+part profile 40 step_time --kinds "${profiled[@]}" --dtype bfloat16 --repeats 5 --profile "$scratch/trace" "${tiny[@]}"
+if [[ -d $scratch/trace ]]; then
+  # What TensorBoard and Perfetto read; left out where it is larger than 15 MiB.
+  tar -czf "$scratch/trace.tar.gz" -C "$scratch" trace
+  (($(stat -c %s "$scratch/trace.tar.gz") < 15 * 2**20)) && mv "$scratch/trace.tar.gz" "$OUT/trace.tar.gz"
+fi
+
+echo
+echo "== summary, $SECONDS s"
+"$PYTHON" -m benchmarks.summary "$OUT"
+if ((${#failed[@]})); then
+  echo
+  echo "failed or out of time: ${failed[*]}"
+  exit 1
+fi

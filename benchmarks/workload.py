@@ -1,0 +1,165 @@
+"""What the benchmarks run: im2txt's settings, a captioner with random weights, random photos and captions.
+
+Nothing is zero or constant: zeros can be faster than real numbers, and hide results that were never written.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcap import captioner as captioners
+from jaxcap import config as configs
+from jaxcap import optim
+from jaxcap import step as steps
+from jaxcap.captioner import Captioner
+from jaxcap.config import Config
+from jaxcap.data import augment
+from jaxcap.parallel import Parallel
+from jaxcap.step import Batch, TrainState
+from jaxcap.vocab import BOS, EOS, SPECIAL
+
+PyTree = Any
+IM2TXT = Path(__file__).parents[1] / "configs" / "im2txt.py"
+FROZEN, JOINT = 0, 1  # the phases of that page
+FEATURE_ROWS = 8192  # of the resident table of the cached step, 64 MiB; Flickr8k has 8,000 photos
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The sizes of a workload beside the config. tokens: T, read and asked for in every caption, none of them padding."""
+
+    config: Config
+    vocabulary: int = 12_000
+    tokens: int = 20
+
+
+def settings(*, tiny: bool = False, dtype: str = "float32", parallel: str = "shard_map") -> Settings:
+    """configs/im2txt.py as it stands, or with `tiny` a miniature that shows that the code runs."""
+    config = configs.load(str(IM2TXT), [f"encoder.dtype={dtype}", f"decoder.dtype={dtype}", f"parallel={parallel}"])
+    if not tiny:
+        return Settings(config)
+    small = {"encoder.name": "small_cnn", "encoder.size": 24, "data.size": 32, "decoder.embedding": 16, "decoder.hidden": 24,
+             "batch_size": 8}
+    return Settings(configs.change(config, small), vocabulary=60, tokens=5)
+
+
+def model(of: Settings, seed: int = 0) -> tuple[Captioner, PyTree, PyTree]:
+    """A captioner with its random `(params, batch_stats)` on the host; what starts constant gets noise."""
+    captioner = captioners.build(of.config, of.vocabulary)
+    size = configs.encoder_size(of.config)
+    variables = jax.device_get(jax.jit(captioner.init, static_argnums=1)(jax.random.PRNGKey(seed), size))
+    random = np.random.default_rng(seed)
+
+    def stir(leaf):
+        return leaf + 0.1 * random.standard_normal(leaf.shape, np.float32) if np.ptp(leaf) == 0 else leaf
+
+    return captioner, *jax.tree.map(stir, variables)
+
+
+def photos(random: np.random.Generator, count: int, size: int) -> np.ndarray:
+    """uint8 [count, size, size, 3]."""
+    return random.integers(0, 256, (count, size, size, 3), np.uint8)
+
+
+def features(random: np.random.Generator, count: int, channels: int) -> np.ndarray:
+    """float32 [count, 1, channels], not negative, as pooled features are."""
+    return np.abs(random.standard_normal((count, 1, channels), np.float32))
+
+
+def tokens(random: np.random.Generator, of: Settings, batch: int) -> np.ndarray:
+    """int32 [batch, T + 1]: BOS, words, EOS."""
+    tokens_BT1 = random.integers(len(SPECIAL), of.vocabulary, (batch, of.tokens + 1)).astype(np.int32)
+    tokens_BT1[:, 0], tokens_BT1[:, -1] = BOS, EOS
+    return tokens_BT1
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of step. phase: of configs/im2txt.py. cached: it reads features that were computed before, no photos."""
+
+    name: str
+    phase: int = FROZEN
+    cached: bool = False
+    train: bool = True
+
+
+KINDS = {kind.name: kind for kind in (
+    Kind("cached", cached=True),
+    Kind("eval", train=False),
+    Kind("frozen"),
+    Kind("joint", phase=JOINT),
+)}
+
+
+class Step:
+    """One kind of step on the devices, ready to be called again and again, put together as `jaxcap.train` does it.
+
+    The state is donated, photos or features are resident on the device, and every call sends it another batch of token ids
+    and row numbers.
+    """
+
+    def __init__(self, kind: Kind, of: Settings, captioner: Captioner, params: PyTree, batch_stats: PyTree, batch: int,
+                 seed: int = 0, devices: list[jax.Device] | None = None):
+        config, phase = of.config, of.config.phases[kind.phase]
+        self.devices = Parallel(config.parallel, devices)
+        self.devices.check_batch(batch, "--batch")
+        random = np.random.default_rng(seed)
+        rows = FEATURE_ROWS if kind.cached else 4 * batch
+        table = features(random, rows, captioner.spec.features) if kind.cached else photos(random, rows, config.data.size)
+        self._table = self.devices.replicate(table)
+        self._batches = _batches(random, of, batch, rows)
+        size = configs.encoder_size(config)
+        params, batch_stats = self.devices.replicate((params, batch_stats))
+        if kind.train:
+            optimizer = optim.optimizer(phase.optim, optim.schedule(phase.optim, phase.steps, 1000))
+            opt_state = self.devices.replicate(jax.jit(optimizer.init)(optim.split_params(params, phase)[0]))
+            self._state = TrainState(jnp.int32(0), params, batch_stats, opt_state, jax.random.PRNGKey(seed))
+            self._state = self.devices.replicate(self._state)
+            self._function = functools.partial(steps.train_step, captioner=captioner, phase=phase, optimizer=optimizer,
+                                               augment=augment.augmentation(config.augment, size))
+            self._wrap = {"in_sharded": (False, True, False), "donate": (0,)}
+        else:
+            self._state = (params, batch_stats)
+            self._function = functools.partial(steps.eval_step, captioner=captioner,
+                                               crop=functools.partial(augment.central_crop, size=size))
+            self._wrap = {"in_sharded": (False, False, True, False)}
+        self._train = kind.train
+        self._step = self.devices.wrap(self._function, **self._wrap)
+
+    def lower(self) -> jax.stages.Lowered:
+        """The step as it is handed to the compiler. pmap offers no such look; shard_map's program is the same one."""
+        wrapped = self._step if self.devices.mode == "shard_map" else Parallel("shard_map").wrap(self._function, **self._wrap)
+        return wrapped.lower(*self._arguments())
+
+    def __call__(self) -> PyTree:
+        """Dispatches one step and returns what it reports."""
+        if not self._train:
+            return self._step(*self._arguments())
+        self._state, metrics = self._step(*self._arguments())
+        return metrics
+
+    @property
+    def params(self) -> PyTree:
+        """The parameters after the last step."""
+        return self._state.params if self._train else self._state[0]
+
+    def loss(self, reported: PyTree) -> float:
+        """Nats per token of a step that has been dispatched."""
+        return float(reported.loss) if self._train else float(reported[0] / reported[1])
+
+    def _arguments(self) -> tuple:
+        batch = self.devices.shard(next(self._batches))
+        return (self._state, batch, self._table) if self._train else (*self._state, batch, self._table)
+
+
+def _batches(random: np.random.Generator, of: Settings, batch: int, rows: int) -> Iterator[Batch]:
+    drawn = [Batch(tokens_BT1=tokens(random, of, batch), index_B=random.integers(0, rows, batch).astype(np.int32))
+             for _ in range(8)]
+    return itertools.cycle(drawn)

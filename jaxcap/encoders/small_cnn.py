@@ -1,0 +1,78 @@
+"""A convolutional network of this project, small enough to learn from nothing in minutes on two CPU cores.
+
+The decoder sees only the mean over positions, in which a network that is not deep loses what was where. So the last map
+is cut into GRID × GRID overlapping places, and the features are the strongest response of every channel in each place
+and in the whole picture (as in spatial pyramid pooling, He et al. 2014), on one scale for all.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxcap.encoders import EncoderSpec
+from jaxcap.encoders.layers import BatchNormMode, ConvBN
+
+WIDTHS = (24, 48, 48)  # channels of the 3 × 3 convolutions
+GRID = 3  # places along each side
+REACH = 0.7  # of a place around its middle, in places
+CHANNELS = 32  # of one place
+
+
+class SmallCNN(nn.Module):
+    """image_BHWC, preprocessed → features [B, 1, 1, F], F = (GRID² + 1) · CHANNELS: the places row by row, then the whole."""
+
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, image_BHWC, batch_norm: BatchNormMode = "inference"):
+        layer = nn.remat(ConvBN) if self.remat else ConvBN
+        x_BHWC = _fold_pixels(image_BHWC)
+        for i, width in enumerate(WIDTHS):
+            y_BHWC = layer(x_BHWC.shape[-1], width, (3, 3), stride=2 if i < 2 else 1, batch_norm=batch_norm,
+                           dtype=self.dtype, name=f"conv{i}")(x_BHWC)
+            x_BHWC = x_BHWC + y_BHWC if x_BHWC.shape == y_BHWC.shape else y_BHWC
+        x_BHWC = layer(WIDTHS[-1], CHANNELS, batch_norm=batch_norm, dtype=self.dtype, name="head")(x_BHWC)
+        places_B11F = _strongest_by_place(x_BHWC)
+        features = places_B11F.shape[-1]
+        return layer(features, features, depthwise=True, activation=None, batch_norm=batch_norm, dtype=self.dtype,
+                     name="places")(places_B11F)
+
+
+def _fold_pixels(image_BHWC: jax.Array) -> jax.Array:
+    """Every 2 × 2 pixels as one with four times the channels, which a CPU convolves faster; an odd edge is doubled."""
+    _, height, width, channels = image_BHWC.shape
+    image_BHWC = jnp.pad(image_BHWC, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    x = image_BHWC.reshape(-1, (height + 1) // 2, 2, (width + 1) // 2, 2, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *x.shape[1:4:2], 4 * channels)
+
+
+def _strongest_by_place(x_BHWC: jax.Array) -> jax.Array:
+    rows, columns = (_places(length) for length in x_BHWC.shape[1:3])
+    regions = [x_BHWC[:, row, column] for row in rows for column in columns]
+    return jnp.concatenate([region.max((1, 2), keepdims=True) for region in (*regions, x_BHWC)], axis=-1)
+
+
+def _places(length: int) -> list[slice]:
+    """The positions of each place along a side; never none."""
+    places = []
+    for i in range(GRID):
+        start = max(round((i + 0.5 - REACH) / GRID * length), 0)
+        places.append(slice(min(start, length - 1), max(round((i + 0.5 + REACH) / GRID * length), start + 1)))
+    return places
+
+
+def preprocess(image_BHWC: jax.Array) -> jax.Array:
+    """[0, 1] → [−1, 1]."""
+    return 2 * image_BHWC - 1
+
+
+SPEC = EncoderSpec(
+    name="small_cnn",
+    module=SmallCNN,
+    image_size=64,
+    features=(GRID * GRID + 1) * CHANNELS,
+    preprocess=preprocess,
+    source="this project; there are no published weights",
+    parameters=37_440,
+)
