@@ -12,7 +12,7 @@ from jaxcap.config import Config, Data, Decoder, Encoder, Optim, Phase, Search
 CONFIG = Config(
     name="flickr8k_v3",
     batch_size=64,
-    data=Data(name="flickr8k", size=299, max_words=24, length_buckets=(8, 10, 12, 15, 24)),
+    data=Data(name="flickr8k", size=299, max_words=24, length_buckets=(8, 10, 12, 15)),
     encoder=Encoder(name="inception_v3", dropout=0.2),
     decoder=Decoder(embedding=512, hidden=512, dropout=0.5),
     phases=(

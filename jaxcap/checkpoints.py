@@ -3,6 +3,8 @@
 Written in the background, whole or not at all; the newest few are kept, and the best by score.
 """
 
+import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from jaxcap.errors import UserError
 from jaxcap.step import TrainState
 
 PyTree = Any
+logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of every checkpoint that was not scored
 
 
 class Checkpoints:
@@ -51,9 +54,10 @@ class Checkpoints:
     def save(self, state: TrainState, position: dict, scores: dict[str, float] | None = None) -> None:
         """Begins to write a checkpoint; the arrays are copied off the devices before this returns.
 
-        Raises `UserError` if this or the previous write failed (disk full): older checkpoints are whole.
+        Raises `UserError` if the disk has no room for it, or if the previous write failed: older checkpoints are whole.
         """
         step = int(state.step)
+        self._guard(lambda: self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(state))))
         metrics = {self._best: float(scores[self._best])} if scores else None
         items = ocp.args.Composite(
             model=ocp.args.StandardSave({"params": state.params, "batch_stats": state.batch_stats}),
@@ -95,6 +99,12 @@ class Checkpoints:
             hint = f"delete it to go on from step {others[-1]}" if others else "there is no other one"
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             raise UserError(f"checkpoint {self._directory / str(step)} cannot be read ({reason}); {hint}") from error
+
+    def _check_room(self, needed: int) -> None:
+        # orbax finds a full disk out in its background threads, with a page of their tracebacks.
+        free = shutil.disk_usage(self._directory).free
+        if free < needed:
+            raise OSError(f"{needed / 2**20:,.0f} MiB are needed and {free / 2**20:,.0f} MiB are free")
 
     def _guard(self, write) -> None:
         try:

@@ -160,7 +160,8 @@ def run_phase(session: Session, state: TrainState, number: int, total: int, posi
         state = state._replace(params={**state.params, "decoder": decoder})
     batches = pipeline.Batches(
         session.examples, batch_size=config.batch_size, seed=config.seed * 1000 + number, total=total, kind=kind,
-        fetch=fetch, buckets=config.data.length_buckets if phase.objective == "captions" else (), host=jax.process_index(), hosts=jax.process_count())
+        fetch=fetch, buckets=config.data.length_buckets if phase.objective == "captions" else (),
+        host=jax.process_index(), hosts=jax.process_count())
     iterator = pipeline.iterate(batches, workers=config.data.workers if table is None else 0)
     if position["data"] is not None:
         iterator.set_state(position["data"])

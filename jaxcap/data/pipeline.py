@@ -71,7 +71,7 @@ class Batches:
       total: number of batches that the source offers.
       kind: name of what is fed beside `tokens_BT1`: "index_B", "image_BHWC" or "features_BPF".
       fetch: rows of the split → that array.
-      buckets: caption lengths in words, rising; the last is the longest allowed.
+      buckets: caption lengths in words, rising; the longest allowed is one by itself.
       host, hosts: which rows of a batch are made here.
     """
 
@@ -79,7 +79,8 @@ class Batches:
                  fetch: Callable[[np.ndarray], np.ndarray], buckets: Sequence[int] = (), host: int = 0, hosts: int = 1):
         self.examples, self.batch_size, self.seed, self.total = examples, batch_size, seed, total
         self.kind, self.fetch, self.host, self.hosts = kind, fetch, host, hosts
-        self.buckets = np.array(buckets or [examples.tokens_NT1.shape[1] - 2])
+        longest = examples.tokens_NT1.shape[1] - 2
+        self.buckets = np.array([*(length for length in buckets if length < longest), longest])
         self.bucket_N = np.searchsorted(self.buckets, examples.length_N)
         self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
 

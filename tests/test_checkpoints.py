@@ -1,0 +1,90 @@
+"""What a run keeps, caches, and how a command ends."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcap import captioner, checkpoints, config, errors, features, parallel
+from jaxcap.data import records, shapes
+from jaxcap.step import TrainState
+
+
+def state(step: int) -> TrainState:
+    weights = {"decoder": {"w": jnp.arange(12.0).reshape(3, 4) * step}}
+    return TrainState(jnp.int32(step), weights, {"m": jnp.ones(3) * step}, {"momentum": weights}, jax.random.PRNGKey(step))
+
+
+def test_the_newest_five_and_the_best_are_kept(tmp_path):
+    keeper = checkpoints.Checkpoints(tmp_path / "c", config.Checkpoints(keep=5, best="cider"))
+    for step, cider in enumerate([0.1, 0.2, 0.9, 0.3, 0.4, 0.5, 0.6, 0.7], start=1):
+        keeper.save(state(step), {"step": step, "phase": 0}, {"cider": cider, "bleu4": -cider})
+    keeper.save(state(9), {"step": 9, "phase": 1})  # a run that is stopped does not score
+    keeper.wait()
+    assert keeper.steps() == [3, 5, 6, 7, 8, 9]
+    assert keeper.best_step() == 3
+    keeper.close()
+    again = checkpoints.Checkpoints(tmp_path / "c", config.Checkpoints(keep=5, best="cider"))
+    assert again.best_step() == 3 and again.position(9) == {"step": 9, "phase": 1}
+    jax.tree.map(np.testing.assert_array_equal, again.restore(3, like=state(0)), state(3))
+
+
+def test_without_scores_the_newest_is_the_best(tmp_path):
+    keeper = checkpoints.Checkpoints(tmp_path / "c", config.Checkpoints())
+    assert keeper.best_step() is None and keeper.steps() == []
+    for step in (1, 2):
+        keeper.save(state(step), {"step": step})
+    keeper.wait()
+    assert keeper.best_step() == 2
+
+
+@pytest.fixture
+def split(tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "SPLITS", {"train": 40})
+    return records.open_split(config.Data(name="shapes", size=32, dir=str(tmp_path)), "train")
+
+
+def test_features_go_on_where_they_were_interrupted(split, monkeypatch):
+    configuration = config.load(None, ["data.size=32", f"data.dir={split.path.parents[2]}"])
+    model = captioner.build(configuration, 10)
+    params, batch_stats = jax.jit(model.init, static_argnums=1)(jax.random.PRNGKey(0), 32)
+    devices = parallel.Parallel()
+    take = lambda: features.cached(split, configuration, model, params, batch_stats, devices, batch_size=16)
+    original, seen = features.photo_batches, []
+
+    def until_the_second(split, batch_size, start=0):
+        for i, batch in enumerate(original(split, batch_size, start)):
+            seen.append(start + i * batch_size)
+            if len(seen) == 2:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(features, "photo_batches", until_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        take()
+    assert features.find(split, configuration, params, batch_stats) is None
+    found = np.array(take())
+    assert seen == [0, 16, 16, 32]
+    photos = jnp.asarray(split.images(range(40))) / 255
+    expected, _ = model.encode(params, batch_stats, photos)
+    np.testing.assert_allclose(found, expected.mean(axis=1, keepdims=True), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(take(), found)
+    assert len(seen) == 4 and sorted(p.suffix for p in (split.path / "features").iterdir()) == [".npy"]
+    other = jax.tree.map(lambda x: x + 1, params)
+    assert features.find(split, configuration, other, batch_stats) is None
+
+
+@pytest.mark.parametrize("outcome, status, words", [
+    (None, 0, ""), (3, 3, ""), (errors.UserError("photos/ is not there; name another"), 2, "error: photos/ is not there"),
+    (KeyboardInterrupt(), 130, "interrupted")])
+def test_a_command_ends_with_a_status_and_a_sentence(outcome, status, words, capsys):
+    def main():
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    with pytest.raises(SystemExit) as ended:
+        errors.run_command(main)
+    assert ended.value.code == status
+    err = capsys.readouterr().err
+    assert words in err and "Traceback" not in err and len(err.splitlines()) == bool(words)
