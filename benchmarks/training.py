@@ -91,7 +91,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     timing.initialize()
     shapes = configs.SHAPES
-    config = dataclasses.replace(shapes, data=dataclasses.replace(shapes.data, size=SIZE, max_words=WORDS),
+    config = dataclasses.replace(shapes, batch_size=64, phases=shapes.phases[-1:],
+                                 data=dataclasses.replace(shapes.data, size=SIZE, max_words=WORDS),
                                  decoder=dataclasses.replace(shapes.decoder, embedding=64, hidden=128))
     file = timing.ResultFile(arguments.json, "training to a score")
     print(timing.describe(file.result["machine"]), flush=True)

@@ -5,6 +5,8 @@ is cut into GRID × GRID overlapping places, and the features are the strongest 
 and in the whole picture (as in spatial pyramid pooling, He et al. 2014), on one scale for all.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -48,9 +50,17 @@ def _fold_pixels(image_BHWC: jax.Array) -> jax.Array:
 
 
 def _strongest_by_place(x_BHWC: jax.Array) -> jax.Array:
-    rows, columns = (_places(length) for length in x_BHWC.shape[1:3])
-    regions = [x_BHWC[:, row, column] for row in rows for column in columns]
-    return jnp.concatenate([region.max((1, 2), keepdims=True) for region in (*regions, x_BHWC)], axis=-1)
+    rows, columns = ([*_places(length), slice(0, length)] for length in x_BHWC.shape[1:3])
+    by_row = [_strongest(x_BHWC[:, row]) for row in rows]  # each [B, W, C]
+    places = [(i, j) for i in range(GRID) for j in range(GRID)]
+    features = [_strongest(by_row[i][:, columns[j]]) for i, j in (*places, (GRID, GRID))]
+    return jnp.concatenate(features, axis=-1)[:, None, None]
+
+
+def _strongest(x: jax.Array) -> jax.Array:
+    """Maximum over axis 1, pair by pair: a reduction's gradient divides by how many inputs equal the maximum, which can be none
+    where the compiler computes the inputs a second time."""
+    return functools.reduce(jnp.maximum, (x[:, i] for i in range(x.shape[1])))
 
 
 def _places(length: int) -> list[slice]:
