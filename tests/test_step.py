@@ -51,6 +51,8 @@ CAPTIONER = PlainCaptioner(spec=SPEC, encoder=TinyEncoder(), unit_scaling=False,
 FROZEN = Phase("decoder", "decoder", steps=1, optim=Optim(name="sgd", learning_rate=0.5))
 JOINT = Phase("all", "all", steps=1, batch_norm="sync", optim=Optim(name="momentum", learning_rate=0.5, encoder_l2=1e-3))
 
+WORDS = Phase("words", "all", objective="words", steps=1, batch_norm="sync", optim=Optim(name="sgd", learning_rate=0.5))
+
 
 def batch_of(rows=16, words=6, seed=0):
     random = np.random.default_rng(seed)
@@ -85,7 +87,7 @@ def run(mode, count, phase, batch, times=2):
     return jax.device_get((state, metrics))
 
 
-@pytest.mark.parametrize("phase", [FROZEN, JOINT], ids=["frozen", "joint"])
+@pytest.mark.parametrize("phase", [FROZEN, JOINT, WORDS], ids=["frozen", "joint", "words"])
 def test_one_device_equals_eight_equals_pmap(phase):
     one = run("shard_map", 1, phase, batch_of())
     for mode, count in (("shard_map", 8), ("pmap", 8), ("pmap", 1)):
@@ -130,6 +132,25 @@ def test_a_frozen_encoder_does_not_move():
     moved, metrics = run("shard_map", 1, JOINT, batch_of())
     assert metrics.norms["encoder"] > 0
     assert (before.params["encoder"]["Conv_0"]["kernel"] != moved.params["encoder"]["Conv_0"]["kernel"]).any()
+
+
+def test_words_are_predicted_from_the_photo_alone_in_any_order():
+    batch = batch_of()
+    backwards = batch.tokens_BT1.copy()
+    for row in backwards:
+        length = np.argmax(row == 2)
+        row[1:length] = row[1:length][::-1]
+    before = start(WORDS, optim.optimizer(WORDS.optim, lambda step: 0.0))
+    state, metrics = run("shard_map", 1, WORDS, batch, times=1)
+    np.testing.assert_allclose(run("shard_map", 1, WORDS, batch._replace(tokens_BT1=backwards), times=1)[1].loss, metrics.loss,
+                               rtol=1e-6)
+    features, _ = CAPTIONER.encode(before.params, before.batch_stats, batch.image_BHWC / 255.0, batch_norm="batch")
+    log_probs_BV = jax.nn.log_softmax(CAPTIONER.words(before.params, features))
+    expected = [-log_probs_BV[b, token] for b, row in enumerate(batch.tokens_BT1[:, 1:]) for token in row if token != PAD]
+    np.testing.assert_allclose(metrics.loss, np.mean(expected), rtol=1e-4)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before.params, state.params)
+    assert moved["encoder"]["Conv_0"]["kernel"]
+    assert moved["decoder"] == {name: name in ("image_embedding", "word_embedding", "logits_bias") for name in moved["decoder"]}
 
 
 def test_first_loss_is_the_logarithm_of_the_vocabulary():
