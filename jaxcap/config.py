@@ -4,16 +4,13 @@ Nothing here has a second home: the run directory stores this description as `co
 the model from it. An unknown key, a wrong type or an impossible value raises `UserError` before anything is written.
 """
 
-import dataclasses
-import difflib
-import json
 import os
 import runpy
-import types
 import typing
 from dataclasses import dataclass, field
 from typing import Literal
 
+from jaxcap import settings
 from jaxcap.errors import UserError
 
 
@@ -206,7 +203,7 @@ def override(config: Config, assignments: typing.Sequence[str]) -> Config:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise UserError(f"{assignment!r} is neither a config file nor key=value")
-        config = _replace(config, key.split("."), text, key)
+        config = settings.assign(config, key, text)
     return config
 
 
@@ -217,17 +214,17 @@ def change(config: Config, options: dict[str, typing.Any]) -> Config:
 
 def flat(config: Config) -> dict:
     """Every setting by its dotted key, as `override` takes it."""
-    return _flat(to_dict(config))
+    return settings.flat(config)
 
 
 def to_dict(config: Config) -> dict:
     """The config as plain JSON types (tuples as lists)."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    return settings.to_dict(config)
 
 
 def from_dict(values: dict) -> Config:
     """The inverse of `to_dict`, as strict about keys and types as `override`. Missing keys take their default."""
-    return check(_build(Config, values, ""))
+    return check(settings.build(Config, values))
 
 
 def differences(one: Config, other: Config) -> list[str]:
@@ -277,99 +274,3 @@ def check(config: Config) -> Config:
 def encoder_size(config: Config) -> int:
     """Side in pixels of the square that the encoder sees."""
     return config.encoder.size or config.data.size
-
-
-def _replace(node, path: list[str], text: str, key: str):
-    head, rest = path[0], path[1:]
-    if isinstance(node, tuple) and node and dataclasses.is_dataclass(node[0]):
-        if not head.isdigit() or int(head) >= len(node):
-            raise UserError(f"{key!r}: {head!r} must be an index below {len(node)}")
-        items = list(node)
-        if not rest:
-            raise UserError(f"{key!r} is a group of settings, not one setting")
-        items[int(head)] = _replace(items[int(head)], rest, text, key)
-        return tuple(items)
-    names = [f.name for f in dataclasses.fields(node)] if dataclasses.is_dataclass(node) else []
-    if head not in names:
-        raise UserError(f"there is no setting {key!r}{_nearest(key, list(flat(Config())))}")
-    value = getattr(node, head)
-    if rest:
-        return dataclasses.replace(node, **{head: _replace(value, rest, text, key)})
-    kind = typing.get_type_hints(type(node))[head]
-    if dataclasses.is_dataclass(kind) or (isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0])):
-        raise UserError(f"{key!r} is a group of settings, not one setting{_nearest(key, list(flat(Config())))}")
-    return dataclasses.replace(node, **{head: _parse(kind, text, key)})
-
-
-def _parse(kind, text: str, key: str):
-    """A value of type `kind` from the text of a command line."""
-    if typing.get_origin(kind) is tuple:
-        item = typing.get_args(kind)[0]
-        return tuple(_parse(item, part.strip(), key) for part in text.strip("()[]").split(",") if part.strip())
-    if kind is bool:
-        if text.lower() in ("true", "false"):
-            return text.lower() == "true"
-        raise UserError(f"{key} must be true or false, not {text!r}")
-    if kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            raise UserError(f"{key} must be {_describe(kind)}, not {text!r}") from None
-    return _typed(kind, text, key)
-
-
-def _typed(kind, value, key: str):
-    """`value` if it is of type `kind`, else `UserError`. Lists become tuples, whole numbers floats where asked."""
-    origin = typing.get_origin(kind)
-    if origin is Literal:
-        choices = typing.get_args(kind)
-        if value not in choices:
-            raise UserError(f"{key} must be one of {', '.join(map(str, choices))}, not {value!r}"
-                            f"{_nearest(str(value), [str(c) for c in choices])}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise UserError(f"{key} must be a list, not {value!r}")
-        item = typing.get_args(kind)[0]
-        return tuple(_typed(item, v, f"{key}.{i}") for i, v in enumerate(value))
-    if dataclasses.is_dataclass(kind):
-        return _build(kind, value, key + ".")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(kind, types.UnionType):
-        raise TypeError(f"{key}: config fields are not unions")
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise UserError(f"{key} must be {_describe(kind)}, not {value!r}")
-    return value
-
-
-def _build(kind, values, prefix: str):
-    if dataclasses.is_dataclass(values):
-        return values
-    if not isinstance(values, dict):
-        raise UserError(f"{prefix.rstrip('.') or 'config'} must be a group of settings, not {values!r}")
-    hints = typing.get_type_hints(kind)
-    for name in values:
-        if name not in hints:
-            raise UserError(f"there is no setting {prefix + name!r}{_nearest(prefix + name, [prefix + h for h in hints])}")
-    return kind(**{name: _typed(hints[name], value, prefix + name) for name, value in values.items()})
-
-
-def _flat(node, prefix: str = "") -> dict:
-    if isinstance(node, dict):
-        return {k: v for name, item in node.items() for k, v in _flat(item, f"{prefix}{name}.").items()}
-    if isinstance(node, list) and node and isinstance(node[0], dict):
-        return {k: v for i, item in enumerate(node) for k, v in _flat(item, f"{prefix}{i}.").items()}
-    return {prefix.rstrip("."): node}
-
-
-def _nearest(name: str, choices: typing.Sequence[str]) -> str:
-    found = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    if not found:  # a bare leaf, as in "learning_rate"
-        leaves = [c for c in choices if c.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
-        found = leaves[:1]
-    return f"; did you mean {found[0]!r}?" if found else ""
-
-
-def _describe(kind) -> str:
-    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(kind, str(kind))
