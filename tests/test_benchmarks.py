@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import correctness, step_time, timing, top_ops, workload
+from benchmarks import correctness, encode, step_time, timing, top_ops, workload
 from benchmarks.workload import KINDS
 from jaxcap import captioner as captioners
 from jaxcap.errors import UserError
@@ -138,3 +138,13 @@ def test_on_gpu_script_goes_on_after_a_failure(tmp_path):
     done = on_gpu(tmp_path, PYTHON="false")
     assert done.returncode == 1 and done.stdout.count("exit status 1") == 6
     assert "failed or out of time: correctness steps_float32 steps_bfloat16 decode training profile" in done.stdout
+
+
+def test_encode_counts_photos(tmp_path, capsys):
+    path = tmp_path / "encode.json"
+    assert not encode.main(["--encoders", "small_cnn", "--batch", "4", "--turns", "2", "--json", str(path)])
+    (result,) = json.loads(path.read_text())["results"]
+    assert len(result["turns_ms"]) == 2 and result["ms"]["jaxcap"] > 0 and result["speed_over_peer"] is None
+    assert "small_cnn" in capsys.readouterr().out
+    with pytest.raises(UserError, match="not small_cnn"):
+        encode.main(["--encoders", "small_cnn", "--peer"])
