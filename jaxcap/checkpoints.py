@@ -3,13 +3,13 @@
 Written in the background, whole or not at all; the newest few are kept, and the best by score.
 """
 
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from jaxcap import config as configs
@@ -17,7 +17,7 @@ from jaxcap.errors import UserError
 from jaxcap.step import TrainState
 
 PyTree = Any
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of every checkpoint that was not scored
+logging.set_verbosity(logging.ERROR)  # orbax warns of every checkpoint that was not scored
 
 
 class Checkpoints:

@@ -160,13 +160,13 @@ SHAPES = Config(
     encoder=Encoder(name="small_cnn"),
     decoder=Decoder(embedding=256, hidden=256, dropout=0.0, forget_bias=4.0),
     phases=(
-        Phase(name="words", train="all", objective="words", steps=6000, batch_norm="batch", from_scratch=True,
+        Phase(name="words", train="all", objective="words", steps=8000, batch_norm="batch", from_scratch=True,
               optim=Optim(name="adam", learning_rate=4e-3, schedule="cosine", warmup_steps=100)),
-        Phase(name="captions", train="all", steps=7200, batch_norm="batch", from_scratch=True,
+        Phase(name="captions", train="all", steps=6400, batch_norm="batch", from_scratch=True,
               optim=Optim(name="adam", learning_rate=2e-3, schedule="cosine", warmup_steps=100,
                           label_smoothing=0.1)),
     ),
-    checkpoints=Checkpoints(every_steps=2400),
+    checkpoints=Checkpoints(every_steps=2000),
     eval_photos=200,
 )
 

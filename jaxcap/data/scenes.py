@@ -56,7 +56,7 @@ def scene(seed: int, split: str, index: int) -> Scene:
     """The scene number `index` of a split; those of "novel" have held-out pairs only, all others have none."""
     rng = random.Random(f"{seed}/{split}/{index}")
     pairs = sorted(HELD_OUT if split == "novel" else FAMILIAR)
-    count = rng.choices((1, 2, 3), (6, 4, 1))[0]
+    count = rng.choices((1, 2, 3), (7, 4, 1))[0]
     if count == 2 and rng.random() < 0.08:
         chosen = [rng.choice(pairs)] * 2  # or "two red stars" would hardly ever be seen
     else:
