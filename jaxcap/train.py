@@ -9,7 +9,6 @@ import functools
 import math
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +20,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcap import captioner as captioners
-from jaxcap import checkpoints, evaluate, features, finish, journal, optim, parallel, runs, vocab, weights
 from jaxcap import config as configs
+from jaxcap import (
+    evaluate,
+    features,
+    finish,
+    journal,
+    optim,
+    parallel,
+    runs,
+    vocab,
+    weights,
+)
 from jaxcap import step as steps
 from jaxcap.captioner import Captioner
 from jaxcap.checkpoints import Checkpoints

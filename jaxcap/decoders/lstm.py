@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-
 # Deviations that a standardized feature is divided by: more than one, so that a thousand of them do not drown the words
 # when training begins.
 STANDARD = 4.0
