@@ -8,8 +8,7 @@ from typing import Any
 
 import jax
 
-from benchmarks.timing import short
-from benchmarks.timing import table as format_table
+from benchmarks.timing import short, table as format_table
 
 STEPS, SHOWN = 3, 20
 _WRAPPERS = re.compile(r"(while|call|conditional|ThunkExecutor|end: )")  # their time is that of the operations inside

@@ -7,18 +7,7 @@ Published: BLEU-4 +2 over Inception V2; 0.7 s a step of 32 photos on a K20. im2t
 compare with his. Phase 1 is 1M steps with a frozen encoder, phase 2 2M steps of everything.
 """
 
-from jaxcap.config import (
-    Augment,
-    Checkpoints,
-    Config,
-    Data,
-    Decoder,
-    Encoder,
-    Optim,
-    Phase,
-    Search,
-    Vocabulary,
-)
+from jaxcap.config import Augment, Checkpoints, Config, Data, Decoder, Encoder, Optim, Phase, Search, Vocabulary
 
 CONFIG = Config(
     name="im2txt",

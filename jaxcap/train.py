@@ -20,18 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcap import captioner as captioners
+from jaxcap import evaluate, features, finish, journal, optim, parallel, runs, vocab, weights
 from jaxcap import config as configs
-from jaxcap import (
-    evaluate,
-    features,
-    finish,
-    journal,
-    optim,
-    parallel,
-    runs,
-    vocab,
-    weights,
-)
 from jaxcap import step as steps
 from jaxcap.captioner import Captioner
 from jaxcap.checkpoints import Checkpoints

@@ -12,15 +12,7 @@ from pathlib import Path
 
 from jaxcap import download
 from jaxcap.data import captions, coco_tfds
-from jaxcap.data.staging import (
-    File,
-    Photo,
-    PhotoBuilder,
-    Plan,
-    Source,
-    ZipMember,
-    require_directory,
-)
+from jaxcap.data.staging import File, Photo, PhotoBuilder, Plan, Source, ZipMember, require_directory
 from jaxcap.errors import UserError
 
 # Sizes and SHA-256 as tensorflow-datasets 4.9.10 publishes them (url_checksums/coco_captions.txt and coco2014.txt).

@@ -24,13 +24,7 @@ from tensorflow_datasets.core.writer import ExampleWriter
 from tqdm import tqdm
 
 from jaxcap import config, progress
-from jaxcap.data.places import (
-    builder_class,
-    cannot_write,
-    data_dir,
-    dataset_name,
-    prepared_path,
-)
+from jaxcap.data.places import builder_class, cannot_write, data_dir, dataset_name, prepared_path
 from jaxcap.errors import UserError
 
 _DRAWN = ("shapes",)  # made of code alone, so opening one prepares it

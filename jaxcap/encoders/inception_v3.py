@@ -11,13 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxcap.encoders import EncoderSpec
-from jaxcap.encoders.layers import (
-    BatchNormMode,
-    ConvBN,
-    average_pool,
-    max_pool,
-    siblings,
-)
+from jaxcap.encoders.layers import BatchNormMode, ConvBN, average_pool, max_pool, siblings
 from jaxcap.errors import UserError
 from jaxcap.weights import Entry
 
