@@ -153,14 +153,9 @@ class Decoder(nn.Module):
 
     def _attended(self, context: Context, state: PyTree, words_TBE: Array, kept_TBP: Array | None) -> tuple[Array, Array]:
         """The first layer's hidden states [T, B, D] and what it saw [T, B, F]."""
-
-        def body(state, xs):
-            x_BG, kept_BP = xs
-            state, seen_BF, weights_BP = self._attend(context, state, x_BG, kept_BP)
-            return state, (state.hidden_BD, seen_BF, weights_BP)
-
         x_TBG = self._plus_bias(words_TBE @ self._kernel(0)[:self.embedding], 0)
-        _, (hidden_TBD, seen_TBF, weights_TBP) = jax.lax.scan(body, state, (x_TBG, kept_TBP))
+        hidden_TBD, seen_TBF, weights_TBP = attention.scan(
+            self.unit.step, self._attention_weights(), context, state, x_TBG, kept_TBP)
         self.sow("attention", "weights", weights_TBP.swapaxes(0, 1))
         return hidden_TBD, seen_TBF
 
@@ -242,7 +237,8 @@ class Decoder(nn.Module):
                 x = times(x, kept.after(layer - 1))
             if layer == 0 and self.image == "attention":
                 x_NG = self._plus_bias(x @ self._kernel(0)[:self.embedding], 0)
-                state, seen_NF, weights_NP = self._attend(context, state, x_NG, kept.attention)
+                state, seen_NF, weights_NP = attention.step(
+                    self.unit.step, self._attention_weights(), context, state, x_NG, kept.attention)
             else:
                 h_NG = cells.from_hidden(state.hidden_BD, self._recurrent(layer), self._recurrent_bias(layer))
                 state = self.unit.step(self._input(x, layer), h_NG, state)
@@ -279,16 +275,10 @@ class Decoder(nn.Module):
             state = type(state)(*jnp.split(jnp.tanh(start), len(state), axis=-1))
         return Context(values_BPF, keys_BPA), state
 
-    def _attend(self, context: Context, state: PyTree, x_NG: Array, kept_NP: Array | None) -> tuple[PyTree, Array, Array]:
-        """The first layer's next state, what it saw [N, F] and the attention weights [N, P]; `x_NG` is the word's part."""
-        query_NA = state.hidden_BD @ self.query_kernel.astype(self.dtype)
-        seen_NF, weights_NP = attention.attend(context, query_NA, self.energy.astype(self.dtype), kept_NP)
-        if self.attention_gate:
-            gate_N1 = state.hidden_BD @ self.gate_kernel.astype(self.dtype) + self.gate_bias.astype(self.dtype)
-            seen_NF = jax.nn.sigmoid(gate_N1) * seen_NF
-        x_NG = x_NG + seen_NF @ self._kernel(0)[self.embedding:-self.hidden]
-        h_NG = cells.from_hidden(state.hidden_BD, self._recurrent(0), self._recurrent_bias(0))
-        return self.unit.step(x_NG, h_NG, state), seen_NF, weights_NP
+    def _attention_weights(self) -> attention.Weights:
+        gate = (self.gate_kernel.astype(self.dtype), self.gate_bias.astype(self.dtype)) if self.attention_gate else ()
+        return attention.Weights(self.query_kernel.astype(self.dtype), self.energy.astype(self.dtype),
+                                 self._kernel(0)[self.embedding:-self.hidden], self._recurrent(0), self._recurrent_bias(0), *gate)
 
     def _kernel(self, layer: int) -> Array:
         return self.kernels[layer].astype(self.dtype)
