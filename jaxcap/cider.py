@@ -31,15 +31,15 @@ class CiderD:
         if not len(references) or not all(len(texts) for texts in references):
             raise ValueError("CIDEr-D needs at least one photo, and at least one reference for each")
         self._photos = len(references)
-        self._unseen = np.log(self._photos)  # weight of an n-gram that no reference holds, as if one photo's did
+        self.unseen = np.log(self._photos)  # weight of an n-gram that no reference holds, as if one photo's did
         counts_N = np.array([len(texts) for texts in references])
-        self._first_N, self._count_N = np.cumsum(counts_N) - counts_N, counts_N
+        self.first_N, self.count_N = np.cumsum(counts_N) - counts_N, counts_N
         captions = [np.asarray(text, np.int64) for texts in references for text in texts]
         tokens_RT = _rows(captions)
-        self._base = int(tokens_RT.max(initial=0)) + 1
-        self._tokens_RT = tokens_RT.astype(np.int32)
-        self._length_R = (tokens_RT != _NO_WORD).sum(axis=1)
-        self._keys, self._idf = [], []
+        self.base = int(tokens_RT.max(initial=0)) + 1
+        self.tokens_RT = tokens_RT.astype(np.int32)
+        self.length_R = (tokens_RT != _NO_WORD).sum(axis=1)
+        self.keys, self.idf = [], []
         photo_R = np.repeat(np.arange(self._photos), counts_N)
         ids_RT = np.zeros_like(tokens_RT)
         for n in range(1, ORDERS + 1):
@@ -47,11 +47,11 @@ class CiderD:
             known_RT = keys_RT >= 0
             keys, ids = np.unique(keys_RT[known_RT], return_inverse=True)
             pairs = np.unique(ids * self._photos + np.broadcast_to(photo_R[:, None], keys_RT.shape)[known_RT])
-            self._keys.append(keys)
-            self._idf.append(self._unseen - np.log(np.bincount(pairs // self._photos, minlength=len(keys))))
+            self.keys.append(keys)
+            self.idf.append(self.unseen - np.log(np.bincount(pairs // self._photos, minlength=len(keys))))
             ids_RT = np.full_like(keys_RT, -1)
             ids_RT[known_RT] = ids
-        self._norm_RO = np.concatenate([np.sqrt(self._squares(block)[0])
+        self.norm_RO = np.concatenate([np.sqrt(self._squares(block)[0])
                                         for block in np.array_split(tokens_RT, -(-len(tokens_RT) // 1024))])
 
     def __call__(self, captions: np.ndarray | Sequence[Sequence[int]], photos: Sequence[int]) -> np.ndarray:
@@ -63,7 +63,7 @@ class CiderD:
         tokens_NT = _rows(captions)
         if len(tokens_NT) != len(photos_N):
             raise ValueError(f"{len(tokens_NT)} captions of {len(photos_N)} photos: each needs its photo's number")
-        places = max(tokens_NT.shape[1], 1) * max(self._tokens_RT.shape[1], 1) * max(int(self._count_N.max()), 1)
+        places = max(tokens_NT.shape[1], 1) * max(self.tokens_RT.shape[1], 1) * max(int(self.count_N.max()), 1)
         block = max(_BLOCK * 4 // places, 1)
         scores = [self._score(tokens_NT[start:start + block], photos_N[start:start + block])
                   for start in range(0, len(tokens_NT), block)]
@@ -72,11 +72,11 @@ class CiderD:
     def _score(self, tokens_NT: np.ndarray, photos_N: np.ndarray) -> np.ndarray:
         squares_NO, weights, counts = self._squares(tokens_NT)
         # A row a pair of caption and reference: n is the caption's row, r the reference's.
-        count_N = self._count_N[photos_N]
+        count_N = self.count_N[photos_N]
         n_P = np.repeat(np.arange(len(tokens_NT)), count_N)
-        r_P = np.arange(len(n_P)) - np.repeat(np.cumsum(count_N) - count_N, count_N) + self._first_N[photos_N][n_P]
-        length_N, length_P = (tokens_NT != _NO_WORD).sum(axis=1), self._length_R[r_P]
-        other_PT = self._tokens_RT[r_P, :length_P.max(initial=1)].astype(np.int32)
+        r_P = np.arange(len(n_P)) - np.repeat(np.cumsum(count_N) - count_N, count_N) + self.first_N[photos_N][n_P]
+        length_N, length_P = (tokens_NT != _NO_WORD).sum(axis=1), self.length_R[r_P]
+        other_PT = self.tokens_RT[r_P, :length_P.max(initial=1)].astype(np.int32)
         other_PT[other_PT == _NO_WORD] = _OTHER
         dots_PO = np.zeros((len(n_P), ORDERS))
         for n, same_PTT in enumerate(_same(tokens_NT.astype(np.int32)[n_P], other_PT)):
@@ -84,7 +84,7 @@ class CiderD:
             # Σ over n-grams of min(g, h) · h with g, h = TF-IDF here and there, spread over the places where one stands.
             clipped_PT = np.minimum(counts[n][n_P], in_other_PT)
             dots_PO[:, n] = (clipped_PT * in_other_PT * weights[n][n_P]).sum(axis=1)
-        norms_PO = np.sqrt(squares_NO)[n_P] * self._norm_RO[r_P]
+        norms_PO = np.sqrt(squares_NO)[n_P] * self.norm_RO[r_P]
         similar_P = np.divide(dots_PO, norms_PO, out=np.zeros_like(dots_PO), where=norms_PO > 0).mean(axis=1)
         # coco-caption measures length in bigrams, so that no word and one word are equally long.
         difference_P = np.maximum(length_N[n_P], 1) - np.maximum(length_P, 1)
@@ -110,16 +110,16 @@ class CiderD:
         """Keys of the n-grams that begin at each place, from the ids of those a word shorter; -1 where there is none."""
         last_NT = np.full_like(tokens_NT, _NO_WORD)
         last_NT[:, :max(tokens_NT.shape[1] - n + 1, 0)] = tokens_NT[:, n - 1:]
-        return np.where((ids_NT >= 0) & (last_NT >= 0) & (last_NT < self._base), ids_NT * self._base + last_NT, -1)
+        return np.where((ids_NT >= 0) & (last_NT >= 0) & (last_NT < self.base), ids_NT * self.base + last_NT, -1)
 
     def _find(self, keys_NT: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids and idf of n-grams by their keys; -1 and the most where no reference holds one."""
-        keys, idf = self._keys[n - 1], self._idf[n - 1]
+        keys, idf = self.keys[n - 1], self.idf[n - 1]
         if not len(keys):
-            return np.full_like(keys_NT, -1), np.full(keys_NT.shape, self._unseen)
+            return np.full_like(keys_NT, -1), np.full(keys_NT.shape, self.unseen)
         ids_NT = np.minimum(np.searchsorted(keys, keys_NT), len(keys) - 1)
         found_NT = keys[ids_NT] == keys_NT
-        return np.where(found_NT, ids_NT, -1), np.where(found_NT, idf[ids_NT], self._unseen)
+        return np.where(found_NT, ids_NT, -1), np.where(found_NT, idf[ids_NT], self.unseen)
 
 
 def _rows(captions: np.ndarray | Sequence[Sequence[int]]) -> np.ndarray:

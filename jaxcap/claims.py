@@ -260,7 +260,7 @@ def _phases(run: runs.Run) -> tuple[int, dict[int, int]]:
     now = phase_of[run.step]
     last = {number: step for step, number in phase_of.items()}  # steps rise
     return now, {number: step for number, step in last.items()
-                 if number < now and run.config.phases[number].objective == "captions"}
+                 if number < now and run.config.phases[number].objective != "words"}
 
 
 def _captions(run: runs.Run, configuration: configs.Config, devices: parallel.Parallel, split: records.Split) -> Captions:

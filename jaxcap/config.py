@@ -117,12 +117,22 @@ class Optim:
 
 
 @dataclass(frozen=True)
+class Reward:
+    """Self-critical training: how captions are drawn and what their CIDEr-D is measured against."""
+
+    samples: int = 5  # captions drawn a photo
+    baseline: Literal["others", "greedy"] = "others"  # the photo's other samples, or the caption of likeliest words
+
+
+@dataclass(frozen=True)
 class Phase:
     """A stretch of training: what trains, for how long, how."""
 
     name: str = "decoder"
     train: Literal["decoder", "all"] = "decoder"  # "all" also trains the encoder
-    objective: Literal["captions", "words"] = "captions"  # "words": the photo alone predicts its caption's words, unordered
+    # "words": the photo alone predicts its caption's words, unordered; "reward": captions that it draws earn their CIDEr-D
+    objective: Literal["captions", "words", "reward"] = "captions"
+    reward: Reward = field(default_factory=Reward)
     epochs: float = 0.0  # passes over the training captions; or
     steps: int = 0  # optimizer steps
     batch_norm: Literal["inference", "batch", "sync"] = "inference"  # statistics that the encoder normalizes with
@@ -147,6 +157,7 @@ class Config:
     """A whole run. See `configs/` for pages that can be run."""
 
     name: str = "shapes"
+    start: str = ""  # a run that this one goes on from: its vocabulary and the parameters of its best checkpoint
     seed: int = 0
     batch_size: int = 32  # photos a step over all devices
     data: Data = field(default_factory=Data)
@@ -263,7 +274,7 @@ def check(config: Config) -> Config:
                         "photos are stored at data.size and cropped to encoder.size")
     if not config.phases:
         raise UserError("phases is empty: a run needs at least one")
-    if config.decoder.standardize and (config.phases[0].train != "decoder" or config.augment.any()):
+    if config.decoder.standardize and not config.start and (config.phases[0].train != "decoder" or config.augment.any()):
         raise UserError("decoder.standardize=true takes its statistics from cached features, so phases.0 must train only "
                         "the decoder, without augmentation")
     decoder = config.decoder
@@ -274,7 +285,7 @@ def check(config: Config) -> Config:
                         f"decoder.hidden {decoder.hidden} must be equal (or decoder.deep_output=true)")
     if decoder.name == "gru" and not decoder.output_tanh:
         raise UserError("decoder.output_tanh=false is about an LSTM's output; a GRU has none")
-    decoder_trained = False
+    decoder_trained = bool(config.start)
     for i, phase in enumerate(config.phases):
         if (phase.epochs > 0) == (phase.steps > 0):
             raise UserError(f"phases.{i} needs either epochs or steps (one of them above 0)")
@@ -284,6 +295,16 @@ def check(config: Config) -> Config:
         if phase.objective == "words" and decoder.image != "first":
             raise UserError(f"phases.{i}.objective=words needs decoder.image=first: it trains the photo's embedding, which attention "
                             "does not have")
+        if phase.objective == "reward":
+            if not decoder_trained:
+                raise UserError(f"phases.{i}.objective=reward learns from captions that the decoder draws, so a phase with "
+                                "objective=captions must come before it, or a trained run (start=RUN)")
+            if phase.sampling != "none" or phase.optim.label_smoothing:
+                raise UserError(f"phases.{i}.objective=reward takes neither sampling nor optim.label_smoothing: all its words "
+                                "are its own already")
+            if phase.reward.samples < 1 + (phase.reward.baseline == "others"):
+                raise UserError(f"phases.{i}.reward.samples={phase.reward.samples} is too few: a caption alone needs "
+                                "baseline=greedy, and baseline=others needs 2")
         if not 0 <= phase.sampling_share <= 1:
             raise UserError(f"phases.{i}.sampling_share must be in [0, 1], not {phase.sampling_share}")
         if phase.train == "all" and not decoder_trained and not phase.from_scratch:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxcap import losses, optim
+from jaxcap import losses, optim, reward
 from jaxcap.captioner import Captioner
 from jaxcap.config import Phase
 from jaxcap.decoders.attention import doubly_stochastic
@@ -34,24 +34,31 @@ class Batch(NamedTuple):
     """One device's share of a batch. Exactly one of `image_BHWC`, `features_BPF` and `index_B` says what is seen.
 
     tokens_BT1: int32 [B, T + 1], BOS … EOS and PAD; the model reads all but the last and is asked for all but the first.
+    There may be several captions a photo, side by side.
     image_BHWC: uint8 photos at the stored size. features_BPF: features computed before.
     index_B: rows of the resident table that the step is given: photos [N, H, W, C] or features [N, P, F].
+    photo_B: the photos' numbers in the split, which self-critical training finds their references by.
+    reward_B, baseline_B: of captions that were drawn (`draw_step`): how good each is, and how good it had to be.
     """
 
     tokens_BT1: Array
     image_BHWC: Array | None = None
     features_BPF: Array | None = None
     index_B: Array | None = None
+    photo_B: Array | None = None
+    reward_B: Array | None = None
+    baseline_B: Array | None = None
 
 
 class Metrics(NamedTuple):
     """Scalars of one step, the same on every device.
 
-    loss: nats per token. norm: of the whole gradient before clipping. norms: of its parts, `encoder` as one and the decoder's
-    by name. tokens: how many the loss is a mean over.
+    loss: nats per token, in self-critical training of the captions that were drawn. reward: the mean of those, 0 elsewhere.
+    norm: of the whole gradient before clipping. norms: of its parts, `encoder` as one and the decoder's by name. tokens: how many the loss is a mean over.
     """
 
     loss: Array
+    reward: Array
     norm: Array
     norms: dict[str, Array]
     tokens: Array
@@ -78,6 +85,7 @@ def train_step(state: TrainState, batch: Batch, table: Array | None, *, captione
             seen = captioner.frozen_encode(state.params, state.batch_stats)(seen)
     trainable, frozen = optim.split_params(state.params, phase)
     tokens = jax.lax.psum(jnp.sum(targets_BT != 0).astype(jnp.float32), AXIS)
+    rewarded = batch.reward_B is not None
 
     def loss_fn(trainable):
         params = {**frozen, **trainable}
@@ -89,12 +97,16 @@ def train_step(state: TrainState, batch: Batch, table: Array | None, *, captione
             logits_BTV = jnp.broadcast_to(words_BV[:, None], (*targets_BT.shape, words_BV.shape[-1]))
         else:
             logits_BTV, weights_BTP = captioner.logits_and_attention(
-                params, features_BPF, inputs_BT, key=dropout_key, train_features=phase.train == "all",
+                params, features_BPF, inputs_BT, key=None if rewarded else dropout_key, train_features=phase.train == "all",
                 own=own(state.step) if own else None)
             if captioner.doubly_stochastic:
                 penalty = captioner.doubly_stochastic * doubly_stochastic(weights_BTP, targets_BT != 0) / tokens
-        total, _ = losses.cross_entropy_sums(logits_BTV, targets_BT, phase.optim.label_smoothing)
-        objective = total / tokens + penalty
+        if rewarded:
+            total, objective = losses.policy_sums(logits_BTV, targets_BT, batch.reward_B - batch.baseline_B)
+        else:
+            total, _ = losses.cross_entropy_sums(logits_BTV, targets_BT, phase.optim.label_smoothing)
+            objective = total
+        objective = objective / tokens + penalty
         if phase.optim.encoder_l2 and phase.train == "all":  # each device adds its share of the penalty
             objective += phase.optim.encoder_l2 * optim.encoder_l2(params) / jax.lax.axis_size(AXIS)
         return objective, (total, batch_stats)
@@ -116,7 +128,25 @@ def train_step(state: TrainState, batch: Batch, table: Array | None, *, captione
     if "encoder" in grads:
         parts["encoder"] = grads["encoder"]
     norms = {name: optax.tree.norm(tree) for name, tree in parts.items()}
-    return new, Metrics(jax.lax.psum(total, AXIS) / tokens, optax.tree.norm(grads), norms, tokens)
+    mean_reward = jax.lax.pmean(batch.reward_B.mean(), AXIS) if rewarded else jnp.float32(0)
+    return new, Metrics(jax.lax.psum(total, AXIS) / tokens, mean_reward, optax.tree.norm(grads), norms, tokens)
+
+
+def draw_step(state: TrainState, batch: Batch, table: Array | None, references: reward.References, *, captioner: Captioner,
+              phase: Phase, max_words: int, augment: Callable[[Array, Array], Array]) -> Batch:
+    """The batch that self-critical training learns from: captions drawn for its photos, and what they earned.
+
+    It sees the photos as the `train_step` of the same state will see them, but for batch statistics.
+    """
+    key = jax.random.fold_in(jax.random.fold_in(state.rng, state.step), jax.lax.axis_index(AXIS))
+    augment_key, draw_key = jax.random.split(key)
+    seen = _look(batch, table)
+    if seen.ndim == 4:
+        seen = captioner.frozen_encode(state.params, state.batch_stats)(augment(augment_key, seen))
+    tokens_BT1, reward_B, baseline_B = reward.draw(
+        captioner, state.params, seen, batch.photo_B, jax.random.wrap_key_data(draw_key), references, settings=phase.reward,
+        max_words=max_words)
+    return batch._replace(tokens_BT1=tokens_BT1, reward_B=reward_B, baseline_B=baseline_B)
 
 
 def eval_step(params: PyTree, batch_stats: PyTree, batch: Batch, table: Array | None, *, captioner: Captioner,

@@ -10,7 +10,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcap import captioner as captioners
-from jaxcap import evaluate, features, finish, journal, optim, parallel, runs, vocab, weights
+from jaxcap import evaluate, features, finish, journal, optim, parallel, reward, runs, vocab, weights
 from jaxcap import config as configs
 from jaxcap import step as steps
 from jaxcap.captioner import Captioner
@@ -86,14 +86,17 @@ def train(configuration: Config, directory: Path, *, resume: bool = False) -> in
     devices.check_batch(configuration.batch_size)
     train_split = records.open_split(configuration.data, configuration.data.train)
     val_split = records.open_split(configuration.data, configuration.data.val)
+    begun = runs.load(Path(configuration.start)) if configuration.start and not resume else None
     if resume:
         vocabulary = vocab.load(directory / "vocabulary.tsv")
+    elif begun:
+        vocabulary = begun.vocab
     else:
         vocabulary = vocab.build((c for captions in train_split.captions for c in captions),
                                  **dataclasses.asdict(configuration.vocabulary))
     examples = pipeline.encode(train_split, vocabulary, configuration.data.max_words)
     captioner = captioners.build(configuration, len(vocabulary))
-    state = initial_state(configuration, captioner, devices)
+    state = initial_state(configuration, captioner, devices, begun)
     evaluator = evaluate.Evaluator(configuration, captioner, vocabulary, devices, val_split, configuration.eval_photos)
     if not resume:
         runs.create(directory, configuration, vocabulary)
@@ -121,16 +124,33 @@ def train(configuration: Config, directory: Path, *, resume: bool = False) -> in
     return 0
 
 
-def initial_state(configuration: Config, captioner: Captioner, devices: parallel.Parallel) -> TrainState:
-    """The state before the first step, published encoder weights in place, without an optimizer."""
+def initial_state(configuration: Config, captioner: Captioner, devices: parallel.Parallel,
+                  begun: runs.Run | None = None) -> TrainState:
+    """The state before the first step, without an optimizer: the parameters of `begun`, or published encoder weights and
+    random ones."""
     key = jax.random.PRNGKey(configuration.seed)
     init = jax.jit(captioner.init, static_argnums=1)
     params, batch_stats = init(key, configs.encoder_size(configuration))
-    if configuration.encoder.weights:
+    if begun:
+        params, batch_stats = take_over(begun, params, batch_stats)
+    elif configuration.encoder.weights and not configuration.start:
         loaded = weights.load(configuration.encoder.weights, captioner.spec,
                               {"params": params["encoder"], "batch_stats": batch_stats})
         params, batch_stats = {**params, "encoder": loaded["params"]}, loaded.get("batch_stats", {})
     return devices.replicate(TrainState(jnp.int32(0), params, batch_stats, (), jax.random.fold_in(key, 1)))
+
+
+def take_over(begun: runs.Run, params: PyTree, batch_stats: PyTree) -> tuple[PyTree, PyTree]:
+    """The parameters and statistics of another run. Raises `UserError` where they do not fit this one's."""
+    theirs, ours = ({jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+                     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+                    for tree in ((begun.params, begun.batch_stats), (params, batch_stats)))
+    for name in sorted(theirs | ours):
+        if theirs.get(name) != ours.get(name):
+            shapes = [str(shapes.get(name, "absent")) for shapes in (theirs, ours)]
+            raise UserError(f"start={begun.directory} does not fit this config: {name.partition('/')[2]} is {shapes[0]} there and "
+                            f"{shapes[1]} here; encoder and decoder must be the same")
+    return begun.params, begun.batch_stats
 
 
 def phase_steps(phase: configs.Phase, examples: pipeline.Examples, batch_size: int) -> int:
@@ -153,21 +173,22 @@ def run_phase(session: Session, state: TrainState, number: int, total: int, posi
             return state
     log.phase(f"phase {number + 1}/{len(config.phases)} {phase.name}", new=position["phase_step"] == 0)
     kind, fetch, table, val_features, statistics = feed(session, state, phase)
-    if statistics and int(state.step) == 0:
+    if statistics:
         decoder = {**state.params["decoder"], **devices.replicate(statistics)}
         state = state._replace(params={**state.params, "decoder": decoder})
     batches = pipeline.Batches(
         session.examples, batch_size=config.batch_size, seed=config.seed * 1000 + number, total=total, kind=kind,
         fetch=fetch, buckets=config.data.length_buckets if phase.objective == "captions" else (),
-        host=jax.process_index(), hosts=jax.process_count())
+        numbered=phase.objective == "reward", host=jax.process_index(), hosts=jax.process_count())
     iterator = pipeline.iterate(batches, workers=config.data.workers if table is None else 0)
     if position["data"] is not None:
         iterator.set_state(position["data"])
+    distort = augment.augmentation(config.augment, configs.encoder_size(config))
     step_fn = devices.wrap(
-        functools.partial(steps.train_step, captioner=session.captioner, phase=phase, optimizer=optimizer,
-                          augment=augment.augmentation(config.augment, configs.encoder_size(config)),
+        functools.partial(steps.train_step, captioner=session.captioner, phase=phase, optimizer=optimizer, augment=distort,
                           own=optim.own_words(phase, int(state.step) - position["phase_step"], total)),
         in_sharded=(False, True, False), donate=(0,))
+    draw = drawer(session, phase, distort) if phase.objective == "reward" else lambda state, batch, table: batch
     every = config.checkpoints.every_steps or max(round(config.checkpoints.every_epochs * per_epoch), 1)
     first = int(state.step) - position["phase_step"]  # the run's step at which this phase began
     waiting: list[steps.Metrics] = []
@@ -178,10 +199,12 @@ def run_phase(session: Session, state: TrainState, number: int, total: int, posi
         waiting.clear()
         check_finite(read, first + done, session)
         log.training(first + done, [float(m.loss) for m in read], epoch=round(done / per_epoch, 4), phase=phase.name,
-                     learning_rate=float(learning_rate(done - 1)), grad_norm=float(read[-1].norm))
+                     learning_rate=float(learning_rate(done - 1)), grad_norm=float(read[-1].norm),
+                     **({"reward": float(np.mean([m.reward for m in read]))} if phase.objective == "reward" else {}))
 
     for done in range(position["phase_step"] + 1, total + 1):
-        state, metrics = step_fn(state, devices.shard(Batch(**next(iterator))), table)
+        batch = draw(state, devices.shard(Batch(**next(iterator))), table)
+        state, metrics = step_fn(state, batch, table)
         saving = done % every == 0 or done == total or session.stop
         if waiting and (done - 1) % config.log_every == 0:
             report(done - 1)
@@ -193,6 +216,18 @@ def run_phase(session: Session, state: TrainState, number: int, total: int, posi
             break
     keeper.wait()
     return state
+
+
+def drawer(session: Session, phase: configs.Phase, distort: Callable) -> Callable[[TrainState, Batch, Any], Batch]:
+    """`steps.draw_step` on the devices, with the references of all training photos: for self-critical training."""
+    devices, words = session.devices, session.evaluator.vocab
+    encoded = [[words.encode(caption, reward.LONGEST) for caption in captions] for captions in session.train_split.captions]
+    references = devices.replicate(reward.references(encoded, words.words))
+    draw = devices.wrap(
+        functools.partial(steps.draw_step, captioner=session.captioner, phase=phase, augment=distort,
+                          max_words=session.config.data.max_words),
+        in_sharded=(False, True, False, False), out_sharded=True, typed=False)
+    return lambda state, batch, table: draw(state, batch, table, references)
 
 
 def feed(session: Session, state: TrainState, phase: configs.Phase):
@@ -213,7 +248,7 @@ def feed(session: Session, state: TrainState, phase: configs.Phase):
         array, kind, val_features = take(split), "features_BPF", take(session.val_split)
         log.pause()
         fetch, size = array.__getitem__, array.nbytes
-        if config.decoder.standardize:
+        if config.decoder.standardize and int(state.step) == 0 and not config.start:
             statistics = features.statistics(array)
     else:
         kind, fetch, size = "image_BHWC", split.images, len(split) * config.data.size**2 * 3
@@ -230,7 +265,7 @@ def save(session: Session, state: TrainState, number: int, done: int, first: int
     """Scores the val split, unless told not to, and writes a checkpoint in the background."""
     config, log = session.config, session.journal
     scores = None
-    if score and config.eval_during and config.phases[number].objective == "captions":
+    if score and config.eval_during and config.phases[number].objective != "words":
         captions = session.evaluator.captions(state.params, state.batch_stats, val_features)
         scores = session.evaluator.scores(captions)
         per_epoch = pipeline.per_epoch(session.examples, config.batch_size)

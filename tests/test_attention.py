@@ -8,7 +8,7 @@ import pytest
 from jaxcap.decoders import attention, cells
 from jaxcap.decoders.attention import Context, Weights
 
-B, T, P, F, A, D = 2, 3, 5, 4, 6, 8
+B, K, T, P, F, A, D = 2, 2, 3, 5, 4, 6, 8
 
 
 def autodiff(cell, weights, context, start, x_TBG, kept_TBP):
@@ -32,10 +32,11 @@ def test_the_written_out_gradient_is_the_automatic_one(name, options):
 
     gate = (draw(D, 1), draw(1)) if options else ()
     weights = Weights(draw(D, A), draw(A), draw(F, G), draw(D, G), draw(G) if options else None, *gate)
-    start = cell.start(draw(B, D))
-    kept_TBP = jnp.asarray(random.integers(0, 2, (T, B, P)) * 2.0, jnp.float32) if options else None
-    inputs = weights, Context(draw(B, P, F), draw(B, P, A)), start, draw(T, B, G)
-    asked = draw(T, B, D), draw(T, B, F), draw(T, B, P)  # every output counts, so that no part of the gradient is zero
+    N = K * B  # captions of a photo stand side by side
+    start = cell.start(draw(N, D))
+    kept_TBP = jnp.asarray(random.integers(0, 2, (T, N, P)) * 2.0, jnp.float32) if options else None
+    inputs = weights, Context(draw(B, P, F), draw(B, P, A)), start, draw(T, N, G)
+    asked = draw(T, N, D), draw(T, N, F), draw(T, N, P)  # every output counts, so that no part of the gradient is zero
 
     def gradient(scan):
         def objective(inputs):

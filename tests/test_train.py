@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_a_number_stops_and_says_where(data, tmp_path):
 def test_a_gradient_that_is_not_a_number_is_named(finished):
     keeper = types.SimpleNamespace(steps=lambda: [])
     norms = {"encoder": 1.0, "decoder/lstm_kernel": float("nan"), "decoder/lstm_bias": float("inf")}
-    good = steps.Metrics(1.0, 1.0, dict.fromkeys(norms, 1.0), 5.0)
+    good = steps.Metrics(1.0, 0.0, 1.0, dict.fromkeys(norms, 1.0), 5.0)
     with pytest.raises(UserError, match="at step 8 the loss is 2 and the gradient of decoder/lstm_kernel, decoder/lstm_bias is "
                                         "not finite; no checkpoint was written before"):
         train.check_finite([good, good._replace(loss=2.0, norms=norms), good], 9, types.SimpleNamespace(keeper=keeper))
@@ -290,3 +290,22 @@ def test_every_kind_of_decoder_trains_resumes_and_writes(name, changes, data, tm
     capsys.readouterr()
     assert caption.main([str(run), str(photo), "--explain", "--out", str(tmp_path / "maps")]) == 0
     assert "39.explained.png" in capsys.readouterr().out and Image.open(tmp_path / "maps" / "39.explained.png").width > 224
+
+
+def test_a_run_goes_on_from_another_with_rewards(data, tmp_path, capsys):
+    first = tmp_path / "first"
+    assert train.main([*settings(data, "phases.0.steps=80", "checkpoints.every_steps=80"), "--run-dir", str(first)]) == 0
+    rewarded = ["name=rewarded", f"start={first}", "phases.0.objective=reward", "phases.0.reward.samples=3", "phases.0.steps=8",
+                "phases.0.from_scratch=false", "phases.0.optim.learning_rate=0.01"]
+    run = tmp_path / "run"
+    assert train.main([*settings(data, *rewarded), "--run-dir", str(run)]) == 0
+    lines = [line for line in journal.read(run) if "reward" in line]
+    assert len(lines) == 8 and lines[0]["reward"] > 0.5  # the captions of a decoder that has learned already
+    assert (run / "vocabulary.tsv").read_bytes() == (first / "vocabulary.tsv").read_bytes()
+    shutil.copytree(run, tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "8")
+    assert train.main(["--resume", str(tmp_path / "again")]) == 0
+    assert [line for line in journal.read(tmp_path / "again") if "reward" in line][-1]["reward"] == lines[-1]["reward"]
+    with pytest.raises(UserError, match=r"does not fit this config: .*logits_kernel is \(16, 13\) there and \(20, 13\) here"):
+        train.main([*settings(data, *rewarded, "decoder.hidden=20"), "--run-dir", str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()

@@ -72,13 +72,15 @@ class Batches:
       kind: name of what is fed beside `tokens_BT1`: "index_B", "image_BHWC" or "features_BPF".
       fetch: rows of the split → that array.
       buckets: caption lengths in words, rising; the longest allowed is one by itself.
+      numbered: also give the photos' numbers, `photo_B`.
       host, hosts: which rows of a batch are made here.
     """
 
     def __init__(self, examples: Examples, *, batch_size: int, seed: int, total: int, kind: str,
-                 fetch: Callable[[np.ndarray], np.ndarray], buckets: Sequence[int] = (), host: int = 0, hosts: int = 1):
+                 fetch: Callable[[np.ndarray], np.ndarray], buckets: Sequence[int] = (), numbered: bool = False,
+                 host: int = 0, hosts: int = 1):
         self.examples, self.batch_size, self.seed, self.total = examples, batch_size, seed, total
-        self.kind, self.fetch, self.host, self.hosts = kind, fetch, host, hosts
+        self.kind, self.fetch, self.numbered, self.host, self.hosts = kind, fetch, numbered, host, hosts
         longest = examples.tokens_NT1.shape[1] - 2
         self.buckets = np.array([*(length for length in buckets if length < longest), longest])
         self.bucket_N = np.searchsorted(self.buckets, examples.length_N)
@@ -97,8 +99,9 @@ class Batches:
         rows, length = self._epoch(epoch)[number]
         share = self.batch_size // self.hosts
         rows = rows[self.host * share:(self.host + 1) * share]
-        return {"tokens_BT1": self.examples.tokens_NT1[rows, :length + 2],
-                self.kind: self.fetch(self.examples.photo_N[rows])}
+        photo_B = self.examples.photo_N[rows]
+        return {"tokens_BT1": self.examples.tokens_NT1[rows, :length + 2], self.kind: self.fetch(photo_B),
+                **({"photo_B": photo_B} if self.numbered else {})}
 
     def _make_epoch(self, epoch: int) -> list[tuple[np.ndarray, int]]:
         random = np.random.default_rng([self.seed, epoch])

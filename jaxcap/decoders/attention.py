@@ -92,7 +92,7 @@ def _look(context: Context, energy_A: Array, said: _Products, kept_NP: Array | N
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def scan(cell: Callable, weights: Weights, context: Context, start: PyTree, x_TBG: Array,
          kept_TBP: Array | None) -> tuple[Array, Array, Array]:
-    """Hidden states [T, B, D], what was seen [T, B, F] and attention weights [T, B, P] of `step` over `x_TBG`.
+    """Hidden states [T, N, D], what was seen [T, N, F] and attention weights [T, N, P] of `step` over `x_TBG`.
 
     As in `cells.scan` the gradient is written out: those of matrices and of the map are one product each after the scan
     instead of an accumulator of their size at every word. Nothing of size T·B·P·A is kept: it is computed again.
@@ -142,14 +142,15 @@ def _backward(cell, saved, d_outputs):
 
     d_values_TBF = d_seen_TBF if weights.gate_D1 is None else jax.nn.sigmoid(said_T.gate_N1) * d_seen_TBF
     used_TBP = weights_TBP if kept_TBP is None else weights_TBP * kept_TBP
+    words, batch = len(x_TBG), len(context.values_BPF)
+    d_values_BPF = jnp.einsum("tbkp,tbkf->bpf", *(x.reshape(words, batch, -1, x.shape[2]) for x in (used_TBP, d_values_TBF)))
     d_weights = Weights(
         query_DA=_product(before.hidden_BD, d_said.query_NA), energy_A=d_energy_A, seen_FG=_product(seen_TBF, d_x_TBG),
         hidden_DG=_product(before.hidden_BD, d_said.h_NG),
         hidden_bias_G=None if weights.hidden_bias_G is None else d_said.h_NG.sum((0, 1)),
         gate_D1=None if weights.gate_D1 is None else _product(before.hidden_BD, d_said.gate_N1),
         gate_bias_1=None if weights.gate_D1 is None else d_said.gate_N1.sum((0, 1)))
-    d_context = Context(jnp.einsum("tbp,tbf->bpf", used_TBP, d_values_TBF), d_keys_BPA)
-    return d_weights, d_context, d_start, d_x_TBG, None
+    return d_weights, Context(d_values_BPF, d_keys_BPA), d_start, d_x_TBG, None
 
 
 def _product(one_TBI: Array, other_TBJ: Array) -> Array:

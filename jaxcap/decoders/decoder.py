@@ -120,27 +120,32 @@ class Decoder(nn.Module):
     def __call__(self, features_BPF: Array, inputs_BT: Array, *, train: bool = False, own: Array | None = None) -> Array:
         """Logits [B, T, V] of the next word at every position, under teacher forcing with `inputs_BT`.
 
+        There may be several rows of inputs a photo, side by side: their number is a multiple of the features'.
         With `train`, dropout draws from the RNG stream "dropout". With `own`, the decoder reads at every position but the first,
         with that probability, a word drawn from its own prediction in place of the given one: scheduled sampling (Bengio et al.
         2015, arXiv 1506.03099), drawn from "sampling"; no gradient passes through the draw, as there. Attention weights
         [B, T, P] are sown as ("attention", "weights").
         """
         features_BPF = self._standardized(features_BPF)
+        captions = inputs_BT.shape[0] // features_BPF.shape[0]
         kept = self._draw_kept(features_BPF, inputs_BT, train)
         if own is not None:
+            features_BPF = jnp.repeat(features_BPF, captions, axis=0)
             hidden_TBD, words_TBE, seen_TBF = self._sampled(features_BPF, inputs_BT, kept, own)
         else:
             words_TBE = self._embedded(inputs_BT.T)
-            hidden_TBD, seen_TBF = self._forced(features_BPF, words_TBE, kept)
+            hidden_TBD, seen_TBF = self._forced(features_BPF, words_TBE, captions, kept)
         return self._logits(times(hidden_TBD, kept.output), words_TBE, seen_TBF).swapaxes(0, 1)
 
-    def _forced(self, features_BPF: Array, words_TBE: Array, kept: Kept) -> tuple[Array, Array | None]:
+    def _forced(self, features_BPF: Array, words_TBE: Array, captions: int, kept: Kept) -> tuple[Array, Array | None]:
         """The last layer's hidden states [T, B, D] and what was seen [T, B, F]: only the recurrences are inside scans."""
         if self.image == "first":
-            sequence, seen_TBF = jnp.concatenate([self._image(features_BPF)[None], words_TBE]), None
+            image_BE = jnp.repeat(self._image(features_BPF), captions, axis=0)
+            sequence, seen_TBF = jnp.concatenate([image_BE[None], words_TBE]), None
             sequence = times(sequence, kept.input)
         else:
             context, state = self._look(features_BPF)
+            state = jax.tree.map(lambda x: jnp.repeat(x, captions, axis=0), state)
             sequence, seen_TBF = self._attended(context, state, times(words_TBE, kept.input), kept.attention)
         for layer in range(int(self.image == "attention"), self.layers):
             if layer:
