@@ -96,6 +96,12 @@ class Captioner:
         """
         return self.decoder.apply({"params": params["decoder"]}, context, state, token_N, method="step")
 
+    def step_and_attention(self, params: PyTree, context: PyTree, state: PyTree, token_N: Array) -> tuple[PyTree, Array, Array]:
+        """As `step`, and the attention weights [N, P]; only for a decoder that attends."""
+        (state, logits_NV), sown = self.decoder.apply(
+            {"params": params["decoder"]}, context, state, token_N, method="step", mutable=["attention"])
+        return state, logits_NV, sown["attention"]["weights"][0]
+
     def _preprocess(self, image_BHWC: Array) -> Array:
         return image_BHWC if self.unit_scaling else self.spec.preprocess(image_BHWC)
 

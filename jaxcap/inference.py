@@ -45,8 +45,11 @@ def decoder(captioner: Captioner | Ensemble, settings: configs.Search, size: int
 
     Args:
       size: side of the square that the encoder sees; for an ensemble a tuple, like all else with an item a member.
-      vocab: needed where the settings name words. Raises `UserError` for one that it does not hold.
+      vocab: needed where the settings name words. Raises `UserError` for one that it does not hold, and for settings that ask
+        for coverage of a captioner that does not attend.
     """
+    if settings.coverage and (isinstance(captioner, Ensemble) or not captioner.attends):
+        raise UserError("search.coverage needs one model with attention: image-first models and ensembles look at no places")
     words = functools.partial(word_ids, vocab=vocab)
     rules = search.Rules((PAD, BOS, UNK, *words(settings.forbidden)), settings.min_words, settings.no_repeat_ngram)
     options = {"max_words": settings.max_words, "length_normalization": settings.length_normalization, "rules": rules}
@@ -60,14 +63,38 @@ def decoder(captioner: Captioner | Ensemble, settings: configs.Search, size: int
     def decode(params, batch_stats, seen, first):
         context, state = captioner.start(params, _features(captioner, params, batch_stats, seen, size))
         step, batch = functools.partial(captioner.step, params, context), jax.tree.leaves(seen)[0].shape[0]
+        penalty = None
+        if settings.coverage:
+            step, penalty = covering(captioner, params, context, settings.coverage)
+            state = state, jnp.zeros(context.keys_BPA.shape[:2])
         if settings.sample:
             number_B = first + jax.lax.axis_index(AXIS) * batch + jnp.arange(batch)
             key_B = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(settings.seed)))(number_B)
             return sampling.sample(step, state, key_B, **options)
-        return search.beam(step, state, batch=batch, **options)
+        return search.beam(step, state, batch=batch, penalty=penalty, **options)
 
     compiled = parallel.wrap(decode, in_sharded=(False, False, True, False), out_sharded=True, typed=False)
     return lambda params, batch_stats, seen, first=0: compiled(params, batch_stats, seen, np.int32(first))
+
+
+def covering(captioner: Captioner, params: PyTree, context: PyTree, weight: float) -> tuple[Callable, Callable]:
+    """A step whose state also adds up what was attended to, [N, P], and for `search.beam` the penalty on what was left out.
+
+    weight · mean_p log min(P · Σ_t α_tp, 1): the coverage penalty of Wu et al. 2016 (arXiv 1609.08144, eq. 14) made for maps,
+    which have more places than captions have words. A place is covered once it got what one word gives it that looks at
+    all places alike.
+    """
+
+    def step(state, token_N):
+        inner, looked_NP = state
+        inner, logits_NV, weights_NP = captioner.step_and_attention(params, context, inner, token_N)
+        return (inner, looked_NP + weights_NP.astype(jnp.float32)), logits_NV
+
+    def penalty(state):
+        looked_NP = state[1] * state[1].shape[1]
+        return weight * jnp.log(jnp.clip(looked_NP, 1e-6, 1.0)).mean(axis=1)
+
+    return step, penalty
 
 
 def word_ids(words: Sequence[str], vocab: Vocab | None) -> tuple[int, ...]:

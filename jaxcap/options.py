@@ -15,6 +15,7 @@ _SEARCH = {
     "max_words": (int, "N", "longest caption"),
     "min_words": (int, "N", "a caption does not end before so many words"),
     "length_normalization": (float, "A", "rank captions by log-probability / length ** A; 0 favours short ones, 1 is the mean"),
+    "coverage": (float, "C", "attention models: how much a caption must look at everything in the photo; 0 is off"),
     "no_repeat_ngram": (int, "N", "never the same N words in a row twice in a caption; 0 is off"),
     "forbidden": (str, "WORD", "a word that is never written; may be given several times"),
     "must_contain": (str, "WORD", f"a word that every caption contains; up to {MOST_REQUIRED}, each doubles the work"),

@@ -77,7 +77,7 @@ class _Loop(NamedTuple):
 
 def beam(step: Callable[[PyTree, Array], tuple[PyTree, Array]], start: PyTree, *, batch: int, beam: int = 3,
          max_words: int = 20, length_normalization: float = 0.0, rules: Rules = Rules(), must_contain: tuple[int, ...] = (),
-         groups: int = 1, diversity: float = 0.5) -> Captions:
+         groups: int = 1, diversity: float = 0.5, penalty: Callable[[PyTree], Array] | None = None) -> Captions:
     """The `beam` best captions a row.
 
     Args:
@@ -93,6 +93,7 @@ def beam(step: Callable[[PyTree, Array], tuple[PyTree, Array]], start: PyTree, *
       groups: G, of diverse beam search (Vijayakumar et al. 2016, arXiv 1610.02424) with Hamming diversity: the beam falls
         into G searches with K / G places each, and a word costs a group `diversity` for every live caption of an earlier
         group that has just written it. The cost steers the choice alone: scores and probabilities are without it.
+      penalty: `state → [N]`, at most 0, is added to the score of a caption that ends in that state.
 
     The loop ends as soon as no live caption can still enter the finished list.
     """
@@ -115,10 +116,12 @@ def beam(step: Callable[[PyTree, Array], tuple[PyTree, Array]], start: PyTree, *
         if must_contain:
             log_probs_BLV = log_probs_BLV.at[:, :-W, EOS].set(NEVER)
 
+        penalty_BL = penalty(state).reshape(batch, G * L) if penalty else jnp.zeros((batch, G * L))
         cost_BV, parts = jnp.zeros_like(log_probs_BLV[:, 0]), []
         for g in range(G):
             own = slice(g * L, (g + 1) * L)
-            ended, *chosen = advance(live.tokens_BLT[:, own], live.log_probs_BL[:, own], log_probs_BLV[:, own], cost_BV, t)
+            ended, *chosen = advance(live.tokens_BLT[:, own], live.log_probs_BL[:, own], log_probs_BLV[:, own],
+                                     penalty_BL[:, own], cost_BV, t)
             finished = _best(_side_by_side(jax.tree.map(lambda x: x[:, g * W:(g + 1) * W], done), ended), W)
             parts.append((finished, chosen[0], chosen[1] + g * L, chosen[2]))
             if G > 1:
@@ -135,7 +138,7 @@ def beam(step: Callable[[PyTree, Array], tuple[PyTree, Array]], start: PyTree, *
                             live)
         return _Loop(t + 1, live, done)
 
-    def advance(tokens_BLT, log_probs_BL, word_log_probs_BLV, cost_BV, t):
+    def advance(tokens_BLT, log_probs_BL, word_log_probs_BLV, penalty_BL, cost_BV, t):
         """A group's captions that may end here; and of its next live ones log-probabilities, places of their parents, words."""
         free_BLV = word_log_probs_BLV.at[:, :, required].set(NEVER) if must_contain else word_log_probs_BLV
         _, words_BLO = jax.lax.top_k(free_BLV - cost_BV[:, None], min(W, free_BLV.shape[2]))
@@ -148,7 +151,8 @@ def beam(step: Callable[[PyTree, Array], tuple[PyTree, Array]], start: PyTree, *
         # At most one offer of a live caption ends it.
         ends_BLO = words_BLO == EOS
         ended_BL = jnp.where(ends_BLO, totals_BLO, NEVER).max(axis=2)
-        ended = Captions(tokens_BLT, score(ended_BL, t + 1, length_normalization), ended_BL, ended_BL > NEVER)
+        scores_BL = score(ended_BL, t + 1, length_normalization) + penalty_BL
+        ended = Captions(tokens_BLT, scores_BL, ended_BL, ended_BL > NEVER)
 
         # Live captions: for every subset of the required words the W best offers that go on. After the last word only
         # endings count.

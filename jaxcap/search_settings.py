@@ -15,6 +15,7 @@ class Search:
     max_words: int = 20
     min_words: int = 0  # a caption does not end before so many words
     length_normalization: float = 0.0  # divide a caption's log-probability by length ** this
+    coverage: float = 0.0  # how much a caption of an attention model must look at everything in the photo
     no_repeat_ngram: int = 0  # no so many words in a row occur twice in a caption; 0 lets them
     forbidden: tuple[str, ...] = ()  # words that are never written
     must_contain: tuple[str, ...] = ()  # words that every caption contains, at most MOST_REQUIRED
@@ -29,7 +30,7 @@ class Search:
 
 def check(search: Search) -> None:
     """Raises `UserError` for decoding options that contradict each other."""
-    for key in ("min_words", "no_repeat_ngram", "top_k", "length_normalization", "diversity"):
+    for key in ("min_words", "no_repeat_ngram", "top_k", "length_normalization", "coverage", "diversity"):
         if not getattr(search, key) >= 0:
             raise UserError(f"search.{key} must be at least 0, not {getattr(search, key)}")
     if not 0 < search.nucleus <= 1:
@@ -47,6 +48,8 @@ def check(search: Search) -> None:
         raise UserError(f"{min(both)!r} stands both in search.must_contain and in search.forbidden")
     if search.groups > 1 and search.must_contain:
         raise UserError("search.groups and search.must_contain cannot be combined: both divide the beam, each in its way")
+    if search.sample and search.coverage:
+        raise UserError("search.coverage changes which captions are best, so it cannot be combined with search.sample")
     if search.sample and (search.groups > 1 or search.must_contain):
         raise UserError("search.sample cannot be combined with search.groups or search.must_contain, which are ways to search")
     drawn = [key for key, off in (("temperature", 1), ("top_k", 0), ("nucleus", 1)) if getattr(search, key) != off]

@@ -195,6 +195,8 @@ def test_flags_reach_the_search(folder, capsys):
     (["--nucleus", "0.5"], "search.nucleus changes how words are drawn, so it needs search.sample=true"),
     (["--sample", "--temperature", "0"], "search.temperature must be above 0"),
     (["--sample", "--groups", "3"], "search.sample cannot be combined"),
+    (["--coverage", "0.5"], "search.coverage needs one model with attention"),
+    (["--coverage", "0.5", "--sample"], "search.coverage changes which captions are best"),
     (["--groups", "2"], "search.beam=3 cannot be divided into search.groups=2"),
     (["--groups", "3", "--must-contain", "red"], "cannot be combined"),
     (["--min-words", "9"], "search.min_words=9 is more than search.max_words=7"),
@@ -205,6 +207,29 @@ def test_flags_that_cannot_be_are_one_clear_sentence(folder, flags, words):
     with pytest.raises(UserError, match=words) as error:
         caption.main([str(folder / "one"), str(folder / "red.png"), *flags])
     assert "\n" not in str(error.value)
+
+
+def test_coverage_adds_up_where_a_caption_looked():
+    attending = captioners.build(config.change(SETTINGS, {"decoder.image": "attention"}), len(WORDS))
+    features_BPF = 0.2 * jax.random.normal(jax.random.key(1), (2, 9, attending.spec.features))
+    tokens_BT = jnp.array([[1, 5, 6], [1, 7, 4]])
+
+    @jax.jit
+    def both(key):
+        params, _ = attending.init(key, 32)
+        params["decoder"] = jax.tree.map(lambda w: 12 * w, params["decoder"])
+        context, state = attending.start(params, features_BPF)
+        step, penalty = inference.covering(attending, params, context, 0.5)
+        covered = state, jnp.zeros(features_BPF.shape[:2])
+        for t in range(3):
+            covered, logits_BV = step(covered, tokens_BT[:, t])
+        return logits_BV, penalty(covered), *attending.logits_and_attention(params, features_BPF, tokens_BT)
+
+    logits_BV, penalty_B, expected_BTV, weights_BTP = both(jax.random.PRNGKey(0))
+    np.testing.assert_allclose(logits_BV, expected_BTV[:, -1], rtol=1e-4, atol=1e-5)
+    looked_BP = np.asarray(weights_BTP).sum(axis=1) * weights_BTP.shape[2]
+    assert looked_BP.min() < 0.9 and looked_BP.max() > 1
+    np.testing.assert_allclose(penalty_B, 0.5 * np.log(np.minimum(looked_BP, 1)).mean(axis=1), rtol=1e-4)
 
 
 def test_rules_that_leave_nothing_to_write_are_said(folder):

@@ -92,6 +92,24 @@ def test_a_wide_beam_is_exhaustive_search():
         assert [words_of(t) for t in found.tokens_BKT[row][:7]] == best
 
 
+def test_a_penalty_of_the_last_state_is_part_of_the_score():
+    start, next_log_probs = table_model(jax.random.key(7), vocabulary=5)
+
+    def counting(state, token_N):  # how often word 3 was read
+        state, logits_NV = step(state, token_N)
+        return state | {"threes": state["threes"] + (token_N == 3)}, logits_NV
+
+    found = search.beam(counting, start | {"threes": jnp.zeros(2)}, batch=2, beam=8, max_words=2, penalty=lambda s: -3.0 * s["threes"])
+    for row in range(2):
+        scores = {words: total(next_log_probs, row, words) - 3 * words.count(3)
+                  for n in range(3) for words in itertools.product([3, 4], repeat=n)}
+        best = sorted(scores, key=lambda words: -scores[words])
+        assert [words_of(t) for t in found.tokens_BKT[row][:7]] == best
+        assert best != sorted(scores, key=lambda words: -total(next_log_probs, row, words))
+        np.testing.assert_allclose(found.scores_BK[row, :7], [scores[words] for words in best], rtol=1e-5)
+        np.testing.assert_allclose(found.log_probs_BK[row, 0], total(next_log_probs, row, best[0]), rtol=1e-5)
+
+
 def test_beam_one_is_greedy():
     start, next_log_probs = table_model(jax.random.key(3))
     found = compiled(batch=2, beam=1, max_words=6)(start)
