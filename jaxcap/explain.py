@@ -17,10 +17,11 @@ from jaxcap import config as configs
 from jaxcap import runs
 from jaxcap.data.augment import central_crop
 from jaxcap.errors import UserError
-from jaxcap.vocab import BOS
+from jaxcap.vocab import BOS, PAD
 
 GRID, COVERED = 9, 4  # occlusion: positions a side, and the share of a side (1 / COVERED) that a patch covers
 SIDE = 224  # pixels of a panel
+LENGTHS = 24  # captions are filled up to a multiple of so many words, so that the decoder is compiled once
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Explainer:
             raise UserError("--explain looks into one run; leave out --with")
         self._run = run
         self._encode = jax.jit(lambda params, batch_stats, image_BHWC: run.captioner.frozen_encode(params, batch_stats)(image_BHWC))
+        self._attend = jax.jit(lambda *given: run.captioner.logits_and_attention(*given)[1])
 
     def explain(self, image_HWC: np.ndarray, caption: str) -> Explanation:
         """The maps of a caption's words for a photo, uint8 at the run's `data.size`."""
@@ -60,10 +62,11 @@ class Explainer:
         return self._encode(self._run.params, self._run.batch_stats, image_BHWC)
 
     def _attention(self, image_SSC: np.ndarray, tokens: list[int]) -> np.ndarray:
-        inputs_BT = jnp.array([[BOS, *tokens[:-1]]])
-        _, weights_BTP = self._run.captioner.logits_and_attention(self._run.params, self._features(image_SSC[None]), inputs_BT)
+        length = -(-len(tokens) // LENGTHS) * LENGTHS  # what follows a word does not change its map
+        inputs_BT = jnp.array([[BOS, *tokens[:-1], *[PAD] * (length - len(tokens))]])
+        weights_BTP = self._attend(self._run.params, self._features(image_SSC[None]), inputs_BT)
         side = math.isqrt(weights_BTP.shape[-1])
-        return np.asarray(weights_BTP[0], np.float32).reshape(-1, side, side)
+        return np.asarray(weights_BTP[0, :len(tokens)], np.float32).reshape(-1, side, side)
 
     def _occlusion(self, image_SSC: np.ndarray, tokens: list[int]) -> np.ndarray:
         size = image_SSC.shape[0]
@@ -85,27 +88,35 @@ class Explainer:
         return np.asarray(jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), jnp.array(tokens)[None, :, None], axis=2)[..., 0])
 
 
-def picture(explanation: Explanation, columns: int = 5) -> Image.Image:
-    """The photo, then a panel a word: its map, upsampled smoothly over the photo, each on its own color scale."""
-    gap, line = SIDE // 14, SIDE // 9
-    font, small = ImageFont.load_default(line * 0.7), ImageFont.load_default(line * 0.45)
+def panels(explanation: Explanation) -> list[Image.Image]:
+    """The photo, then for each word its map, upsampled smoothly over the photo, on its own color scale; `SIDE` pixels a side."""
     photo = Image.fromarray(explanation.image).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     gray = np.asarray(photo.convert("L"), np.float32)[..., None]
-    panels = [("", "", photo)]
-    for word, map_hw in zip(explanation.words, explanation.maps_Thw):
+    drawn = [photo]
+    for map_hw in explanation.maps_Thw:
         low, high = float(map_hw.min()), float(map_hw.max())
-        scale = f"{low:.1%} to {high:.1%}" if explanation.attends else f"{low:.2f} to {high:.2f} nats"
         smooth = cv2.resize((map_hw - low) / max(high - low, 1e-9), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC).clip(0, 1)
         heat = cv2.applyColorMap(np.uint8(255 * smooth), cv2.COLORMAP_INFERNO)[..., ::-1]
-        panels.append((word, scale, Image.fromarray(np.uint8(0.4 * gray + 0.6 * heat))))
-    columns = min(columns, len(panels))
-    rows = -(-len(panels) // columns)
+        drawn.append(Image.fromarray(np.uint8(0.4 * gray + 0.6 * heat)))
+    return drawn
+
+
+def picture(explanation: Explanation, columns: int = 5) -> Image.Image:
+    """The panels on one sheet, each with its word and its scale."""
+    gap, line = SIDE // 14, SIDE // 9
+    font, small = ImageFont.load_default(line * 0.7), ImageFont.load_default(line * 0.45)
+    drawn = panels(explanation)
+    form = "{:.1%} to {:.1%}" if explanation.attends else "{:.2f} to {:.2f} nats"
+    texts = [("", ""), *((word, form.format(map_hw.min(), map_hw.max()))
+                         for word, map_hw in zip(explanation.words, explanation.maps_Thw))]
+    columns = min(columns, len(drawn))
+    rows = -(-len(drawn) // columns)
     tall = line + SIDE + line // 2 + gap
     what = ("share of the attention that a place gets" if explanation.attends else
             "how much the word loses when the place is covered")
     sheet = Image.new("RGB", (gap + columns * (SIDE + gap), gap + rows * tall + line), "white")
     pen = ImageDraw.Draw(sheet)
-    for i, (word, scale, panel) in enumerate(panels):
+    for i, ((word, scale), panel) in enumerate(zip(texts, drawn)):
         left, top = gap + i % columns * (SIDE + gap), gap + i // columns * tall
         pen.text((left, top), word, "black", font)
         sheet.paste(panel, (left, top + line))

@@ -1,14 +1,11 @@
 """What a run did, to look at: one self-contained HTML page, and contact sheets of captioned photos."""
 
-import base64
 import contextlib
 import dataclasses
-import io
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -16,11 +13,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from jaxcap import config as configs
-from jaxcap import plots, runs, style
+from jaxcap import plots, report_photos, report_words, runs, style
 from jaxcap.errors import UserError
+from jaxcap.explain import Explanation
+from jaxcap.report_photos import Sample
+from jaxcap.report_words import Words
 
-MOST_SHOWN = 12  # photos of each kind: best, median, worst
-MOST_PIXELS = 320  # longest side of a photo in the page
 _SCORES = {  # title, format, what it means
     "bleu1": ("BLEU-1", "{:.1f}", ""),
     "bleu2": ("BLEU-2", "{:.1f}", ""),
@@ -37,36 +35,29 @@ _SCORES = {  # title, format, what it means
     "vocabulary": ("Different words used", "{:,.0f}", ""),
     "photos_scored": ("Photos", "{:,.0f}", ""),
 }
+_PARTS = {"scores": "Scores", "training": "Training", "words": "Words", "maps": "Attention", "photos": "Photos"}
 _TILES = ("bleu4", "cider", "colours_and_shapes_right", "in_train")
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A captioned photo: `image` uint8 [H, W, 3], the caption's natural log-probability, scores of the photo alone."""
-
-    image: np.ndarray
-    image_id: str
-    caption: str
-    log_prob: float
-    references: Sequence[str]
-    scores: Mapping[str, float]
-
-
 def write(run_dir: Path, *, title: str, scores: Mapping[str, Mapping], samples: Sequence[Sample],
-          history: Sequence[Mapping]) -> Path:
+          history: Sequence[Mapping], words: Words | None = None,
+          maps: Sequence[tuple[Sample, Explanation]] = ()) -> Path:
     """Writes `run_dir/report.html`, with the run's config if there is one, and returns its path.
 
     Args:
       scores: by split, as `metrics.score` names them; other numbers are shown under their own name.
       samples: photos to show, in any order; they are sorted by CIDEr.
       history: lines of metrics.jsonl.
+      words: what the captions are made of.
+      maps: photos with what the captioner looked at.
 
     Raises `UserError` if the page cannot be written or config.json is damaged.
     """
     run_dir = Path(run_dir)
     config = runs.read_config(run_dir) if (run_dir / "config.json").exists() else None
-    body = "".join((_header(title, config, scores, history), '<div class="pair">', _scores(scores), _config(config),
-                    "</div>", _curves(history), _photos(samples)))
+    parts = {"scores": f'<div class="pair" id="scores">{_scores(scores)}{_config(config)}</div>', "training": _curves(history),
+             "words": report_words.sections(words), "maps": report_photos.maps(maps), "photos": report_photos.photos(samples)}
+    body = _header(title, config, scores, history, [name for name, part in parts.items() if part]) + "".join(parts.values())
     path = run_dir / "report.html"
     temporary = path.with_name("report.html.tmp")
     try:
@@ -107,7 +98,7 @@ def caption_grid(images: Sequence[np.ndarray], captions: Sequence[str], *, colum
 # --- sections ------------------------------------------------------------------------------------------------------
 
 
-def _header(title: str, config: configs.Config | None, scores: Mapping, history: Sequence[Mapping]) -> str:
+def _header(title: str, config: configs.Config | None, scores: Mapping, history: Sequence[Mapping], parts: Sequence[str]) -> str:
     said = []
     if config:
         said.append(f"{config.encoder.name} encoder and {configs.decoder_name(config)} decoder on {config.data.name}")
@@ -121,7 +112,8 @@ def _header(title: str, config: configs.Config | None, scores: Mapping, history:
         names = {key: f"{_SCORES[key][0]}, {escape(split)}" for key in _TILES if key in row}
         tiles = "".join(f'<div class="tile"><b>{_cell(row, key)}</b><span>{name}</span></div>'
                         for key, name in names.items())
-    return (f'<header><h1>{escape(title)}</h1><p class="lead">{escape("; ".join(said))}</p>'
+    links = " ".join(f'<a href="#{part}">{_PARTS[part]}</a>' for part in parts)
+    return (f'<header><h1>{escape(title)}</h1><p class="lead">{escape("; ".join(said))}</p><nav>{links}</nav>'
             f'<div class="tiles">{tiles}</div></header>')
 
 
@@ -153,15 +145,21 @@ def _curves(history: Sequence[Mapping]) -> str:
     def curve(label, key, kind="line"):
         return plots.Curve(label, [(x, _number(line, key)) for x, line in training], kind)
 
-    bleu = [plots.Curve(split, [(x, _number(line, "bleu4")) for x, line in zip(places, history)
-                                if line.get("split") == split], "dots") for split in splits]
+    def scored(title, key):
+        dots = [plots.Curve(split, [(x, _number(line, key)) for x, line in zip(places, history) if line.get("split") == split],
+                            "dots") for split in splits]
+        known = any(math.isfinite(y) for curve in dots for _, y in curve.points)
+        return plots.chart(title, dots, **common) if known else ""
+
     common = {"x_range": (0, max(places)), "x_label": unit, "marks": phases}
+    more = [plots.chart(title, [curve("", key)], shown=0.95, **common)
+            for key, title in (("reward", "Reward"), ("grad_norm", "Gradient norm")) if any(key in line for _, line in training)]
     charts = (
         plots.chart("Loss", [curve("smoothed", "loss_smooth"), curve("batch", "loss", "faint")], shown=0.995, **common),
-        plots.chart("BLEU-4", bleu, **common),
         plots.chart("Learning rate", [curve("", "learning_rate")], from_zero=True, **common),
+        scored("BLEU-4", "bleu4"), scored("CIDEr", "cider"), *more,
         plots.chart("Step time, ms", [curve("", "step_ms")], from_zero=True, shown=0.95, **common))
-    return f'<section><h2>Training</h2><div class="charts">{"".join(charts)}</div></section>'
+    return f'<section id="training"><h2>Training</h2><div class="charts">{"".join(charts)}</div></section>'
 
 
 def _places(history: Sequence[Mapping]) -> tuple[str, list[float], list[tuple[float, str]]]:
@@ -184,30 +182,6 @@ def _places(history: Sequence[Mapping]) -> tuple[str, list[float], list[tuple[fl
     return "epoch", places, phases
 
 
-def _photos(samples: Sequence[Sample]) -> str:
-    if not samples:
-        return ""
-    order = sorted(samples, key=lambda sample: -_number(sample.scores, "cider", -math.inf))
-    count = min(MOST_SHOWN, len(order) // 3)
-    between = order[count:len(order) - count]
-    skipped = max(len(between) - MOST_SHOWN, 0) // 2
-    groups = {"Best photos": order[:count], "Photos in the middle": between[skipped:skipped + MOST_SHOWN],
-              "Worst photos": order[len(order) - count:]} if count > 1 else {"Photos": order}
-    note = "<small>by CIDEr; log p is the caption’s log-probability</small>"
-    return "".join(f'<section><h2>{name} {note}</h2><div class="cards">{"".join(map(_card, group))}</div></section>'
-                   for name, group in groups.items())
-
-
-def _card(sample: Sample) -> str:
-    facts = [("CIDEr {:.2f}", _number(sample.scores, "cider")), ("log p {:.1f}", sample.log_prob)]
-    told = " · ".join(form.format(value).replace("-", "−") for form, value in facts if math.isfinite(value))
-    references = "".join(f'<li dir="auto">{escape(text)}</li>' for text in sample.references)
-    caption = escape(sample.caption) or "(no word)"
-    alt = f"Photo {escape(str(sample.image_id))}, captioned: {caption}"
-    return (f'<article><img src="{_embedded(sample.image)}" alt="{alt}" loading="lazy">'
-            f'<p class="caption" dir="auto">{caption}</p><p class="facts">{told}</p><ul>{references}</ul></article>')
-
-
 def _config(config: configs.Config | None) -> str:
     if config is None:
         return ""
@@ -221,7 +195,7 @@ def _config(config: configs.Config | None) -> str:
             ("decoder", f"{configs.decoder_name(config)}, {decoder.hidden} units, embedding {decoder.embedding}, "
              f"dropout {decoder.dropout:g}"),
             *((f"phase {number}: {phase.name}", _phase(phase)) for number, phase in enumerate(config.phases, 1)),
-            ("search", f"beam {search.beam}, at most {search.max_words} words"),
+            ("search", _search(search)),
             ("batch", f"{config.batch_size} photos a step; seed {config.seed}")]
     cells = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in rows)
     whole = escape(json.dumps(configs.to_dict(config), indent=2, ensure_ascii=False))
@@ -230,11 +204,23 @@ def _config(config: configs.Config | None) -> str:
             f"<details><summary>The whole configuration</summary><pre>{whole}</pre></details></section>")
 
 
+def _search(search: configs.Search) -> str:
+    """How captions are found, with every setting that is not as it comes."""
+    said = [f"{search.beam} drawn captions" if search.sample else f"beam {search.beam}", f"at most {search.max_words} words"]
+    for setting in dataclasses.fields(search):
+        value = getattr(search, setting.name)
+        if value != setting.default and setting.name not in ("beam", "max_words", "sample"):
+            said.append(f"{setting.name.replace('_', ' ')} {' '.join(value) if isinstance(value, tuple) else value}")
+    return ", ".join(said)
+
+
 def _phase(phase: configs.Phase) -> str:
     length = f"{phase.epochs:g} epoch{'s' * (phase.epochs != 1)}" if phase.epochs else f"{phase.steps:,} steps"
     trained = "encoder and decoder" if phase.train == "all" else "decoder only"
     optim = phase.optim
-    return (f"{trained}, {length}, {optim.name} at {optim.learning_rate:g} ({optim.schedule}), "
+    aims = {"words": "aim: a caption's words in no order, ", "reward": "aim: CIDEr-D of its own captions, "}
+    aim = aims.get(phase.objective, "")
+    return (f"{trained}, {aim}{length}, {optim.name} at {optim.learning_rate:g} ({optim.schedule}), "
             f"batch norm: {phase.batch_norm}")
 
 
@@ -258,16 +244,6 @@ def _duration(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.1f} {name}"
     return f"{seconds:.0f} s"
-
-
-def _embedded(image: np.ndarray) -> str:
-    """A picture as the address that holds it: JPEG, or PNG where it is so small that JPEG would show."""
-    photo = Image.fromarray(image)
-    photo.thumbnail((MOST_PIXELS, MOST_PIXELS), Image.Resampling.LANCZOS)
-    kind, options = ("png", {}) if max(photo.size) <= 96 else ("jpeg", {"quality": 85})
-    buffer = io.BytesIO()
-    photo.save(buffer, kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:

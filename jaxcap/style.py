@@ -36,10 +36,14 @@ body {
 }
 main { max-width: 1120px; margin: 0 auto; padding: 32px 20px 64px; }
 h1 { margin: 0; font-size: 2rem; line-height: 1.2; overflow-wrap: anywhere; }
-h2 { margin: 48px 0 14px; font-size: 1.25rem; }
+h2 { margin: 48px 0 14px; font-size: 1.25rem; line-height: 1.3; }
 small { color: var(--soft); font-weight: normal; font-size: .875rem; }
 p { margin: 0; }
 .lead { margin-top: 6px; color: var(--soft); }
+nav { display: flex; flex-wrap: wrap; gap: 4px 18px; margin-top: 10px; }
+a { color: var(--c0); text-underline-offset: 3px; }
+.note { margin: 0 0 14px; color: var(--soft); font-size: .875rem; }
+.box + .note { margin: 10px 0 14px; }
 .none { color: var(--soft); }
 .box, .tile, .chart, article, pre { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 0 16px; }
@@ -56,14 +60,22 @@ tbody tr:last-child > * { border-bottom: 0; }
 thead th { color: var(--soft); font-weight: 500; }
 th:first-child { text-align: left; font-weight: 500; }
 th small { display: block; font-size: .8125rem; line-height: 1.35; }
+.figures td, .figures thead th, .colour { white-space: nowrap; }
+.figures th, .figures td { padding: 6px 12px; }
+.figures th:first-child { padding-left: 16px; }
 .config td { text-align: left; }
 .config th { width: 11em; color: var(--soft); font-weight: 500; }
+.swatch { display: inline-block; width: .8em; height: .8em; margin-right: 6px; }
+.swatch { border: 1px solid var(--soft); border-radius: 50%; }
+.swatch, .key::before { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 details { margin-top: 12px; }
 summary { cursor: pointer; color: var(--soft); }
 pre {
   overflow-x: auto; margin: 10px 0 0; padding: 14px 18px; font: .8125rem/1.45 ui-monospace, Menlo, Consolas, monospace;
 }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 16px; }
+.thirds { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 16px; align-items: start; }
+.thirds > * { min-width: 0; }
 .chart { margin: 0; padding: 14px 18px 10px; }
 figcaption { display: flex; justify-content: space-between; gap: 12px; font-weight: 600; }
 .keys { display: flex; flex-wrap: wrap; gap: 0 14px; font-weight: normal; font-size: .8125rem; color: var(--soft); }
@@ -80,6 +92,9 @@ figcaption { display: flex; justify-content: space-between; gap: 12px; font-weig
 .key.c2::before { background: var(--c2); } .key.c3::before { background: var(--c3); }
 .plot .faint { stroke: var(--c0); opacity: .3; stroke-width: 1; }
 .key.faint::before { background: var(--c0); opacity: .3; }
+.plot rect.c0 { fill: var(--c0); } .plot rect.c1 { fill: var(--c1); }
+.plot rect.c2 { fill: var(--c2); } .plot rect.c3 { fill: var(--c3); }
+.plot rect { stroke: none; }
 .plot .dot { stroke-width: 7; }
 .plot span { position: absolute; color: var(--soft); font-size: .75rem; line-height: 1; white-space: nowrap; }
 .plot .y { right: 100%; margin-right: 8px; transform: translateY(-50%); font-variant-numeric: tabular-nums; }
@@ -95,12 +110,24 @@ article ul { margin: 10px 14px 14px; padding: 0; list-style: none; }
 article li { color: var(--soft); font-size: .8125rem; line-height: 1.4; }
 article li { padding-inline-start: 10px; border-inline-start: 2px solid var(--line); overflow-wrap: anywhere; }
 article li + li { margin-top: 5px; }
+.strips { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 16px; align-items: start; }
+.seen ol { display: grid; grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); gap: 10px; }
+.seen ol { margin: 12px 14px 14px; padding: 0; list-style: none; }
+.seen li { padding: 0; border: 0; color: var(--ink); }
+.seen li + li { margin: 0; }
+.seen img { border-radius: 6px; margin-bottom: 4px; }
+.seen small { display: block; font-size: .75rem; line-height: 1.2; }
 @media (max-width: 520px) {
   main { padding: 20px 14px 48px; }
   h1 { font-size: 1.5rem; }
   h2 { margin-top: 36px; }
   .tile { flex-basis: 40%; padding: 10px 14px; }
   .tile b { font-size: 1.375rem; }
+  .figures { font-size: .8125rem; }
+  .figures small { font-size: .75rem; }
+  .figures th, .figures td { padding: 6px 5px; }
+  .figures th:first-child { padding-left: 12px; }
+  .figures td:last-child, .figures thead th:last-child { padding-right: 12px; }
   .config th { width: 7.5em; }
 }
 @media print {
@@ -109,8 +136,11 @@ article li + li { margin-top: 5px; }
   main { max-width: none; padding: 0; }
   h2 { margin-top: 20px; break-after: avoid; }
   article, figure, .tile, tr { break-inside: avoid; }
-  .pair, .charts { grid-template-columns: 1fr 1fr; }
+  .pair, .charts, .strips { grid-template-columns: 1fr 1fr; }
+  .thirds { grid-template-columns: 1fr 1fr 1fr; }
+  .seen ol { grid-template-columns: repeat(6, 1fr); gap: 6px; }
   .plot { height: 130px; }
+  nav { display: none; }
   .cards { grid-template-columns: repeat(4, 1fr); gap: 10px; }
   .scroll { overflow: visible; }
 }
