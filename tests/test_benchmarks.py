@@ -121,7 +121,8 @@ def test_the_gpu_script_imports_nothing_that_its_machine_lacks():
               "for name in ('h5py', 'cramjam', 'safetensors', 'grain', 'array_record', 'tensorflow_datasets', 'simplejpeg', 'cv2',\n"
               "             'PIL', 'tensorboardX', 'pycocoevalcap'):\n"
               "    sys.modules[name] = None\n"
-              "import benchmarks.correctness, benchmarks.decode, benchmarks.encode, benchmarks.step_time, benchmarks.training\n")
+              "import benchmarks.correctness, benchmarks.decode, benchmarks.encode, benchmarks.input, benchmarks.projection\n"
+              "import benchmarks.scaling, benchmarks.step_time, benchmarks.training\n")
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
 
