@@ -65,9 +65,22 @@ class Captioner:
         """
         return self.logits_and_attention(params, features_BPF, inputs_BT, key=key, train_features=train_features, own=own)[0]
 
-    def logits_and_attention(self, params: PyTree, features_BPF: Array, inputs_BT: Array, *, key: Array | None = None,
-                             train_features: bool = False, own: Array | None = None) -> tuple[Array, Array | None]:
+    def logits_and_attention(self, params: PyTree, features_BPF: Array, inputs_BT: Array,
+                             **options) -> tuple[Array, Array | None]:
         """As `logits`, and the attention weights [B, T, P], None where the decoder does not attend."""
+        return self._teach("__call__", params, features_BPF, inputs_BT, **options)
+
+    def outputs_and_attention(self, params: PyTree, features_BPF: Array, inputs_BT: Array,
+                              **options) -> tuple[Array, Array | None]:
+        """As `logits_and_attention`, but what logits are made of, [T, B, W], for `losses.projected_sums`."""
+        return self._teach("outputs", params, features_BPF, inputs_BT, **options)
+
+    def projection(self, params: PyTree) -> tuple[Array, Array]:
+        """The matrix [W, V] and the bias [V] that make logits of outputs."""
+        return self.decoder.apply({"params": params["decoder"]}, method="projection")
+
+    def _teach(self, method: str, params: PyTree, features_BPF: Array, inputs_BT: Array, *, key: Array | None = None,
+               train_features: bool = False, own: Array | None = None) -> tuple[Array, Array | None]:
         variables, options = {"params": params["decoder"]}, {}
         if key is not None:
             feature_key, dropout_key, sampling_key = jax.random.split(key, 3)
@@ -78,8 +91,8 @@ class Captioner:
                 features_BPF = jnp.where(kept_B1F, features_BPF / (1 - self.feature_dropout), 0)
         if own is not None:
             options["own"] = own
-        logits_BTV, sown = self.decoder.apply(variables, features_BPF, inputs_BT, mutable=["attention"], **options)
-        return logits_BTV, sown["attention"]["weights"][0] if self.attends else None
+        found, sown = self.decoder.apply(variables, features_BPF, inputs_BT, method=method, mutable=["attention"], **options)
+        return found, sown["attention"]["weights"][0] if self.attends else None
 
     def words(self, params: PyTree, features_BPF: Array) -> Array:
         """Logits [B, V] of the words of a photo's caption, in no order."""

@@ -1,5 +1,7 @@
 """Masked sums over tokens: cross-entropy, which im2txt divides by their number, and the policy gradient of rewarded captions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -7,19 +9,81 @@ from jax import Array
 from jaxcap.vocab import BOS, EOS, PAD, UNK
 
 FORBIDDEN = (PAD, BOS, UNK)  # never drawn
+CHUNK = 1024  # tokens whose logits exist at once
 
 
-def cross_entropy_sums(logits_BTV: Array, targets_BT: Array, label_smoothing: float = 0.0) -> tuple[Array, Array]:
-    """Sum of the cross-entropy in nats over the tokens that are not padding, and their number (both float32 scalars).
+def cross_entropy_sum(logits: Array, targets: Array, label_smoothing: float = 0.0) -> Array:
+    """Sum of the cross-entropy in nats over the tokens that are not padding: logits [..., V], targets [...].
 
     Label smoothing spreads that share of the target evenly over the vocabulary.
     """
-    mask_BT = (targets_BT != PAD).astype(jnp.float32)
-    log_norm_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     if label_smoothing:
-        target_BT = (1 - label_smoothing) * target_BT + label_smoothing * logits_BTV.mean(axis=-1)
-    return jnp.sum((log_norm_BT - target_BT) * mask_BT), jnp.sum(mask_BT)
+        target = (1 - label_smoothing) * target + label_smoothing * logits.mean(axis=-1)
+    return jnp.sum((jax.nn.logsumexp(logits, axis=-1) - target) * (targets != PAD))
+
+
+def projected_sum(outputs_TBW: Array, kernel_WV: Array, bias_V: Array, targets_TB: Array, label_smoothing: float = 0.0) -> Array:
+    """`cross_entropy_sum` of the logits `outputs @ kernel + bias`, float32.
+
+    Of more than `CHUNK` tokens the logits never exist as a whole: they are made a chunk at a time, and where a gradient is
+    asked for, its products are taken while the chunk is there instead of making or keeping it for a backward pass.
+    """
+    outputs_NW, targets_N = outputs_TBW.reshape(-1, outputs_TBW.shape[-1]), targets_TB.reshape(-1)
+    tokens = len(targets_N)
+    if tokens <= CHUNK:
+        return cross_entropy_sum(_logits(outputs_NW, kernel_WV, bias_V), targets_N, label_smoothing)
+    chunks = -(-tokens // CHUNK)
+    size = -(-tokens // chunks)
+    padding = chunks * size - tokens
+    outputs_CSW = jnp.pad(outputs_NW, ((0, padding), (0, 0))).reshape(chunks, size, -1)
+    targets_CS = jnp.pad(targets_N, (0, padding), constant_values=PAD).reshape(chunks, size)
+    return _chunked(label_smoothing, outputs_CSW, kernel_WV, bias_V, targets_CS)
+
+
+def _logits(outputs: Array, kernel_WV: Array, bias_V: Array) -> Array:
+    return (outputs @ kernel_WV + bias_V).astype(jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chunked(label_smoothing, outputs_CSW, kernel_WV, bias_V, targets_CS):
+    def body(total, chunk):
+        outputs_SW, targets_S = chunk
+        return total + cross_entropy_sum(_logits(outputs_SW, kernel_WV, bias_V), targets_S, label_smoothing), None
+
+    return jax.lax.scan(body, _zeros((), outputs_CSW), (outputs_CSW, targets_CS))[0]
+
+
+def _forward(label_smoothing, outputs_CSW, kernel_WV, bias_V, targets_CS):
+    vocabulary = len(bias_V)
+
+    def body(carry, chunk):
+        total, d_kernel_WV, d_bias_V = carry
+        outputs_SW, targets_S = chunk
+        logits_SV = _logits(outputs_SW, kernel_WV, bias_V)
+        mask_S1 = (targets_S != PAD).astype(jnp.float32)[:, None]
+        wanted_SV = jnp.where(jnp.arange(vocabulary) == targets_S[:, None], 1 - label_smoothing, 0.0) + label_smoothing / vocabulary
+        d_logits_SV = ((jax.nn.softmax(logits_SV) - wanted_SV) * mask_S1)
+        total += cross_entropy_sum(logits_SV, targets_S, label_smoothing)
+        d_bias_V += d_logits_SV.sum(axis=0)
+        d_logits_SV = d_logits_SV.astype(outputs_SW.dtype)
+        d_kernel_WV += jnp.matmul(outputs_SW.T, d_logits_SV, preferred_element_type=jnp.float32)
+        return (total, d_kernel_WV, d_bias_V), d_logits_SV @ kernel_WV.T
+
+    zeros = tuple(_zeros(shape, outputs_CSW) for shape in ((), kernel_WV.shape, bias_V.shape))
+    (total, d_kernel_WV, d_bias_V), d_outputs_CSW = jax.lax.scan(body, zeros, (outputs_CSW, targets_CS))
+    return total, (d_outputs_CSW, d_kernel_WV.astype(kernel_WV.dtype), d_bias_V.astype(bias_V.dtype))
+
+
+def _backward(label_smoothing, gradients, d_total):
+    return *(jax.tree.map(lambda x: x * d_total.astype(x.dtype), gradients)), None
+
+
+_chunked.defvjp(_forward, _backward)
+
+
+def _zeros(shape: tuple[int, ...], other: Array) -> Array:
+    return jnp.zeros_like(other, shape=shape, dtype=jnp.float32)  # may differ between devices as `other` does
 
 
 def policy_sums(logits_BTV: Array, targets_BT: Array, advantage_B: Array) -> tuple[Array, Array]:

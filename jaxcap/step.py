@@ -95,17 +95,18 @@ def train_step(state: TrainState, batch: Batch, table: Array | None, *, captione
         if phase.objective == "words":
             words_BV = captioner.words(params, features_BPF)
             logits_BTV = jnp.broadcast_to(words_BV[:, None], (*targets_BT.shape, words_BV.shape[-1]))
+            objective = total = losses.cross_entropy_sum(logits_BTV, targets_BT, phase.optim.label_smoothing)
+        elif rewarded:  # without dropout: what learns is what drew
+            logits_BTV = captioner.logits(params, features_BPF, inputs_BT)
+            total, objective = losses.policy_sums(logits_BTV, targets_BT, batch.reward_B - batch.baseline_B)
         else:
-            logits_BTV, weights_BTP = captioner.logits_and_attention(
-                params, features_BPF, inputs_BT, key=None if rewarded else dropout_key, train_features=phase.train == "all",
+            outputs_TBW, weights_BTP = captioner.outputs_and_attention(
+                params, features_BPF, inputs_BT, key=dropout_key, train_features=phase.train == "all",
                 own=own(state.step) if own else None)
             if captioner.doubly_stochastic:
                 penalty = captioner.doubly_stochastic * doubly_stochastic(weights_BTP, targets_BT != 0) / tokens
-        if rewarded:
-            total, objective = losses.policy_sums(logits_BTV, targets_BT, batch.reward_B - batch.baseline_B)
-        else:
-            total, _ = losses.cross_entropy_sums(logits_BTV, targets_BT, phase.optim.label_smoothing)
-            objective = total
+            objective = total = losses.projected_sum(
+                outputs_TBW, *captioner.projection(params), targets_BT.T, phase.optim.label_smoothing)
         objective = objective / tokens + penalty
         if phase.optim.encoder_l2 and phase.train == "all":  # each device adds its share of the penalty
             objective += phase.optim.encoder_l2 * optim.encoder_l2(params) / jax.lax.axis_size(AXIS)
@@ -154,8 +155,10 @@ def eval_step(params: PyTree, batch_stats: PyTree, batch: Batch, table: Array | 
     """Summed cross-entropy in nats and number of tokens over all devices; perplexity is exp of their ratio."""
     seen = _look(batch, table)
     features_BPF = seen if seen.ndim == 3 else captioner.frozen_encode(params, batch_stats)(crop(seen))
-    logits_BTV = captioner.logits(params, features_BPF, batch.tokens_BT1[:, :-1])
-    return jax.lax.psum(losses.cross_entropy_sums(logits_BTV, batch.tokens_BT1[:, 1:]), AXIS)
+    outputs_TBW, _ = captioner.outputs_and_attention(params, features_BPF, batch.tokens_BT1[:, :-1])
+    targets_TB = batch.tokens_BT1[:, 1:].T
+    total = losses.projected_sum(outputs_TBW, *captioner.projection(params), targets_TB)
+    return jax.lax.psum((total, jnp.sum(targets_TB != 0).astype(jnp.float32)), AXIS)
 
 
 def _look(batch: Batch, table: Array | None) -> Array:

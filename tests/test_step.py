@@ -112,9 +112,9 @@ def test_the_step_is_plain_sgd_on_the_mean_token_loss():
     def loss(decoder):
         params = {"encoder": before.params["encoder"], "decoder": decoder}
         features, _ = CAPTIONER.encode(params, before.batch_stats, batch.image_BHWC / 255.0)
-        total, tokens = losses.cross_entropy_sums(CAPTIONER.logits(params, features, batch.tokens_BT1[:, :-1]),
-                                                  batch.tokens_BT1[:, 1:])
-        return total / tokens
+        targets_BT = batch.tokens_BT1[:, 1:]
+        total = losses.cross_entropy_sum(CAPTIONER.logits(params, features, batch.tokens_BT1[:, :-1]), targets_BT)
+        return total / (targets_BT != PAD).sum()
 
     value, grads = jax.value_and_grad(loss)(before.params["decoder"])
     scale = min(1, 5.0 / float(optax.tree.norm(grads)))
@@ -164,7 +164,7 @@ def test_padding_gets_exactly_no_gradient():
     features, _ = CAPTIONER.encode(params, batch_stats, batch.image_BHWC / 255.0)
     logits_BTV = CAPTIONER.logits(params, features, batch.tokens_BT1[:, :-1])
     targets_BT = batch.tokens_BT1[:, 1:]
-    grads_BTV = jax.grad(lambda x: losses.cross_entropy_sums(x, targets_BT)[0])(logits_BTV)
+    grads_BTV = jax.grad(lambda x: losses.cross_entropy_sum(x, targets_BT))(logits_BTV)
     assert not grads_BTV[targets_BT == PAD].any()
     assert (jnp.abs(grads_BTV).sum(axis=2)[targets_BT != PAD] > 0).all()
     # and longer padding changes neither the loss nor one gradient
@@ -213,6 +213,34 @@ def test_label_smoothing_is_cross_entropy_against_a_spread_target():
     targets_BT = jnp.array([[4, 5, PAD], [6, PAD, PAD]])
     target_BTV = 0.9 * jax.nn.one_hot(targets_BT, V) + 0.1 / V
     expected = (-(target_BTV * jax.nn.log_softmax(logits_BTV)).sum(axis=2) * (targets_BT != PAD)).sum()
-    total, tokens = losses.cross_entropy_sums(logits_BTV, targets_BT, 0.1)
-    np.testing.assert_allclose(total, expected, rtol=1e-5)
-    assert tokens == 3
+    np.testing.assert_allclose(losses.cross_entropy_sum(logits_BTV, targets_BT, 0.1), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_loss_in_chunks_is_the_loss_with_its_gradient(smoothing, monkeypatch):
+    random = np.random.default_rng(0)
+    outputs_TBW, kernel_WV, bias_V = (jnp.asarray(random.standard_normal(shape), jnp.float32) for shape in ((5, 7, 6), (6, V), V))
+    targets_TB = jnp.asarray(random.integers(0, V, (5, 7)).clip(3) - 3)  # some are padding
+    assert 0 < (targets_TB == PAD).sum() < 30
+
+    def loss(*given):
+        return 3 * losses.projected_sum(*given, targets_TB, smoothing)
+
+    whole = jax.value_and_grad(loss, (0, 1, 2))(outputs_TBW, kernel_WV, bias_V)
+    monkeypatch.setattr(losses, "CHUNK", 8)  # 35 tokens in five chunks of seven
+    np.testing.assert_allclose(loss(outputs_TBW, kernel_WV, bias_V), whole[0], rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole,
+                 jax.value_and_grad(loss, (0, 1, 2))(outputs_TBW, kernel_WV, bias_V))
+    monkeypatch.setattr(losses, "CHUNK", 12)  # 36 places for 35 tokens
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole,
+                 jax.value_and_grad(loss, (0, 1, 2))(outputs_TBW, kernel_WV, bias_V))
+
+
+@pytest.mark.parametrize("mode", ["shard_map", "pmap"])
+def test_a_step_with_its_loss_in_chunks_is_the_step(mode, monkeypatch):
+    whole = run(mode, 2, FROZEN, batch_of(), times=1)
+    monkeypatch.setattr(losses, "CHUNK", 8)
+    compiled.cache_clear()
+    chunked = run(mode, 2, FROZEN, batch_of(), times=1)
+    compiled.cache_clear()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole, chunked)

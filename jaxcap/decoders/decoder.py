@@ -118,7 +118,11 @@ class Decoder(nn.Module):
     # --- teacher forcing ---------------------------------------------------------------------------------------------
 
     def __call__(self, features_BPF: Array, inputs_BT: Array, *, train: bool = False, own: Array | None = None) -> Array:
-        """Logits [B, T, V] of the next word at every position, under teacher forcing with `inputs_BT`.
+        """Logits [B, T, V] of the next word at every position, under teacher forcing with `inputs_BT`. Options as of `outputs`."""
+        return self._write(self.outputs(features_BPF, inputs_BT, train=train, own=own)).swapaxes(0, 1)
+
+    def outputs(self, features_BPF: Array, inputs_BT: Array, *, train: bool = False, own: Array | None = None) -> Array:
+        """What logits are made of, [T, B, W], under teacher forcing: W is the width of `projection`'s matrix.
 
         There may be several rows of inputs a photo, side by side: their number is a multiple of the features'.
         With `train`, dropout draws from the RNG stream "dropout". With `own`, the decoder reads at every position but the first,
@@ -135,7 +139,12 @@ class Decoder(nn.Module):
         else:
             words_TBE = self._embedded(inputs_BT.T)
             hidden_TBD, seen_TBF = self._forced(features_BPF, words_TBE, captions, kept)
-        return self._logits(times(hidden_TBD, kept.output), words_TBE, seen_TBF).swapaxes(0, 1)
+        return self._output(times(hidden_TBD, kept.output), words_TBE, seen_TBF)
+
+    def projection(self) -> tuple[Array, Array]:
+        """The matrix [W, V] and the bias [V] that make logits of `outputs`."""
+        kernel = self.word_embedding.T if self.tied else self.logits_kernel
+        return kernel.astype(self.dtype), self.logits_bias.astype(self.dtype)
 
     def _forced(self, features_BPF: Array, words_TBE: Array, captions: int, kept: Kept) -> tuple[Array, Array | None]:
         """The last layer's hidden states [T, B, D] and what was seen [T, B, F]: only the recurrences are inside scans."""
@@ -178,7 +187,7 @@ class Decoder(nn.Module):
             use_B = jax.random.bernoulli(coin_key, own, given_B.shape) & (t > 0)
             words_BE = self._embedded(jnp.where(use_B, drawn_B, given_B))
             states, hidden_BD, seen_BF, weights_BP = self._advance(context, states, words_BE, kept)
-            logits_BV = jax.lax.stop_gradient(self._logits(times(hidden_BD, kept.output), words_BE, seen_BF))
+            logits_BV = jax.lax.stop_gradient(self._write(self._output(times(hidden_BD, kept.output), words_BE, seen_BF)))
             return (states, logits_BV), (hidden_BD, words_BE, seen_BF, weights_BP)
 
         batch, steps = inputs_BT.shape
@@ -210,7 +219,7 @@ class Decoder(nn.Module):
         state, hidden_ND, seen_NF, weights_NP = self._advance(context, state, words_NE, Kept())
         if weights_NP is not None:
             self.sow("attention", "weights", weights_NP)
-        return state, self._logits(hidden_ND, words_NE, seen_NF)
+        return state, self._write(self._output(hidden_ND, words_NE, seen_NF))
 
     def words(self, features_BPF: Array) -> Array:
         """Logits [B, V] of the words of the caption in no order, from the photo alone: which words are near its embedding.
@@ -308,12 +317,14 @@ class Decoder(nn.Module):
         h_BG = jnp.zeros_like(x_BG) if bias_G is None else jnp.broadcast_to(bias_G, x_BG.shape)
         return self.unit.step(x_BG, h_BG, zero)
 
-    def _logits(self, hidden: Array, words: Array, seen: Array | None) -> Array:
-        if self.deep_output:
-            hidden = (words + hidden @ self.hidden_output.astype(self.dtype) + seen @ self.seen_output.astype(self.dtype))
-        kernel = self.word_embedding.T if self.tied else self.logits_kernel
-        logits = hidden @ kernel.astype(self.dtype) + self.logits_bias.astype(self.dtype)
-        return logits.astype(jnp.float32)
+    def _output(self, hidden: Array, words: Array, seen: Array | None) -> Array:
+        if not self.deep_output:
+            return hidden
+        return words + hidden @ self.hidden_output.astype(self.dtype) + seen @ self.seen_output.astype(self.dtype)
+
+    def _write(self, outputs: Array) -> Array:
+        kernel, bias = self.projection()
+        return (outputs @ kernel + bias).astype(jnp.float32)
 
     def _draw_kept(self, features_BPF: Array, inputs_BT: Array, train: bool) -> Kept:
         """What dropout keeps in this pass, the same for teacher forcing and scheduled sampling."""
