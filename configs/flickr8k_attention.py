@@ -3,7 +3,8 @@
     python -m jaxcap.prepare flickr8k --source DIR --size 260
     python -m jaxcap.train configs/flickr8k_attention.py
 
-The maps are computed once and kept in float16: 1.5 GB for train and val.
+BLEU-4 20.8 on val with either of two seeds; see docs/RESULTS.md. The maps are computed once and kept in float16: 1.5 GB for
+train and val.
 """
 
 from jaxcap.config import Attention, Config, Data, Decoder, Encoder, Optim, Phase, Search
@@ -13,7 +14,8 @@ CONFIG = Config(
     batch_size=64,
     data=Data(name="flickr8k", size=260, max_words=24, length_buckets=(8, 10, 12, 15)),
     encoder=Encoder(name="efficientnet_lite2", weights="imagenet"),
-    decoder=Decoder(image="attention", attention=Attention(size=256), embedding=512, hidden=512, dropout=0.4, standardize=True),
+    decoder=Decoder(image="attention", attention=Attention(size=256, dropout=0.3), deep_output=True, embedding=512, hidden=512,
+                    dropout=0.5, standardize=True),
     phases=(Phase(name="decoder", train="decoder", epochs=6,
                   optim=Optim(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=100, label_smoothing=0.1)),),
     search=Search(beam=3, length_normalization=0.5),
