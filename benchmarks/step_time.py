@@ -1,44 +1,51 @@
 """Times training and evaluation steps at im2txt's settings: `python -m benchmarks.step_time`."""
 
 import argparse
+import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
-from benchmarks import timing, top_ops, workload
-from benchmarks.timing import Peak, Timing, short
+from benchmarks import real_input, timing, top_ops, workload
+from benchmarks.step_report import THEN_BATCH, THEN_S, comparison, heading, input_of, named, notes, rows, to_go_s
+from benchmarks.timing import Peak, short
 from benchmarks.workload import KINDS
-from jaxcap import parallel
+from jaxcap import losses, parallel
 from jaxcap.errors import UserError, run_command
 
-# Seconds that a step of 32 photos took in 2016 on one NVIDIA K20, a card of 3.5 TFLOP/s in float32; both from the
-# announcement of im2txt (Google Research blog, 22 September 2016).
-THEN_S = {"TensorFlow 2016": 0.7, "DistBelief 2016": 3.0}
-THEN_BATCH, THEN_CARD, THEN_TFLOPS = 32, "one NVIDIA K20", 3.52
+INPUTS = ("synthetic", "real")
+LONG_S = 90  # from here on what is still to do is worth a word
 
 
-def measure(kind: workload.Kind, of: workload.Settings, model: tuple, batch: int, arguments: argparse.Namespace) -> dict:
-    """Compiles and times one kind of step, and asks XLA what it does; a JSON object."""
+def measure(kind: workload.Kind, of: workload.Settings, model: tuple, batch: int, arguments: argparse.Namespace,
+            fed: real_input.Feed | None = None) -> dict:
+    """Compiles and times one kind of step, and asks XLA what it does; a JSON object. fed: real input, None for synthetic."""
     start = time.perf_counter()
-    step = workload.Step(kind, of, *model, batch)
+    step = workload.Step(kind, of, *model, batch, fed=fed)
     ready = time.perf_counter()
     lowered = step.lower()
     compiled = lowered.compile() if of.config.parallel == "shard_map" else None
     loss = step.loss(step())  # under pmap this compiles; otherwise it takes the program compiled above
     compile_s = time.perf_counter() - ready
+    if fed:
+        fed.use_up()
     timed = timing.time_calls(step, repeats=arguments.repeats, calls=arguments.steps_per_repeat)
     last_loss = step.loss(step())
     if not math.isfinite(last_loss):
         raise RuntimeError(f"the loss of the {kind.name} step is {last_loss}: its time means nothing")
     devices, seconds = step.devices.size, timed.ms / 1000
     result = {
-        "kind": kind.name, "batch": batch, "dtype": of.config.encoder.dtype, "parallel": of.config.parallel,
-        "skips_cnn": kind.cached, "ms": timed.to_dict(), "photos_per_s_per_device": batch / seconds / devices,
+        "kind": kind.name, "batch": batch, "input": "real" if fed else "synthetic", "dtype": of.config.encoder.dtype,
+        "parallel": of.config.parallel, "skips_cnn": kind.cached, "ms": timed.to_dict(),
+        "scaled_down": not arguments.repeats and len(timed.repeats_ms) < timing.MOST,
+        "photos_per_s_per_device": batch / seconds / devices,
         "set_up_s": ready - start, "compile_s": compile_s, "loss": [loss, last_loss],
         **costs(lowered, compiled, of, batch // devices, train=kind.train),
         "times_faster": {who: then * batch / THEN_BATCH / seconds for who, then in THEN_S.items()} if kind.train else {},
@@ -51,7 +58,8 @@ def measure(kind: workload.Kind, of: workload.Settings, model: tuple, batch: int
     result["process_peak_gib"] = memory["peak_bytes_in_use"] / 2**30 if "peak_bytes_in_use" in memory else None
     if arguments.profile:
         scopes = top_ops.scopes(compiled.as_text()) if compiled else {}
-        result["top_ops"] = top_ops.trace(step, arguments.profile / f"{kind.name}-{batch}", scopes)
+        result["top_ops"] = top_ops.trace(step, arguments.profile / f"{kind.name}-{batch}{'-real' * bool(fed)}", scopes)
+    result["took_s"] = time.perf_counter() - start
     return result
 
 
@@ -60,13 +68,16 @@ def costs(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled | None, of:
     """What one device does in one step, by XLA's own count.
 
     gflop: of the program as it is handed to the compiler, so the same on every machine; a compiled one hides what it gives
-    to cuDNN and cuBLAS. XLA counts the body of a loop once: the LSTM's other T − 1 recurrent products are added here.
+    to cuDNN and cuBLAS. XLA counts the body of a loop once: the LSTM's other T − 1 recurrent products are added here, and of a
+    loss in chunks the other chunks' products.
     gb: read and written by the compiled step; without what cuDNN, cuBLAS and loops move (gb_is_lower_bound).
     program_gib: arguments, results and temporaries of the compiled step.
     """
     hidden = of.config.decoder.hidden
     one_product = 2 * rows * hidden * 4 * hidden
     flops = lowered.cost_analysis()["flops"] + (of.tokens - 1) * one_product * (2 if train else 1)
+    chunks, size = losses.chunked(rows * of.tokens)
+    flops += (chunks - 1) * 2 * size * hidden * of.vocabulary * (3 if train else 1)
     gb = program_gib = lower_bound = None
     if compiled is not None:
         gb = compiled.cost_analysis().get("bytes accessed", 0) / 1e9 or None
@@ -88,66 +99,6 @@ def peaks(arguments: argparse.Namespace) -> Peak | None:
                                gb_per_s=arguments.peak_gb_per_s or known.gb_per_s)
 
 
-def rows(results: list[dict]) -> list[list[str]]:
-    """The table of results."""
-    lines = [["step", "batch", "ms", "min – max", "photos/s/device", "GFLOP", "GB", "of peak", "memory", "compile",
-              *(f"× {who}" for who in THEN_S)]]
-    for r in results:
-        name = r["kind"] + (" *" if r.get("skips_cnn") else "")
-        if "error" in r:
-            lines.append([name, str(r["batch"]), "failed", *["–"] * (len(lines[0]) - 3)])
-            continue
-        spread = Timing(tuple(r["ms"]["repeats"]), 1).spread
-        gb = ("≥ " if r["gb_is_lower_bound"] else "") + short(r["gb"])
-        share = None if r["share_of_peak"] is None else 100 * r["share_of_peak"]
-        memory = short(r["program_gib"], " GiB")
-        lines.append([name, str(r["batch"]), short(r["ms"]["median"]), spread, short(r["photos_per_s_per_device"]),
-                      short(r["gflop"]), gb, short(share, " %"), memory, short(r["compile_s"], " s"),
-                      *(short(r["times_faster"].get(who), " ×") for who in THEN_S)])
-    return lines
-
-
-def heading(of: workload.Settings, about: dict, best: Peak | None) -> str:
-    """What is measured, on what, and what it is set beside."""
-    config = of.config
-    lines = [
-        f"jaxcap, one step: {config.encoder.name} at {config.encoder.size} px out of {config.data.size} px uint8, LSTM "
-        f"{config.decoder.hidden}, embedding {config.decoder.embedding}, {of.vocabulary:,} words, {of.tokens} tokens a "
-        f"caption; {config.encoder.dtype}, {config.parallel}; random data",
-        timing.describe(about),
-        f"beside it: {', '.join(f'{who} {s} s' for who, s in THEN_S.items())} for 32 photos on {THEN_CARD}",
-    ]
-    if best is not None and (rate := getattr(best, config.encoder.dtype)):
-        lines.append(f"a device like this does at most {short(rate)} TFLOP/s in {config.encoder.dtype} (as XLA multiplies), "
-                     f"{rate / THEN_TFLOPS:.0f} times a K20 in float32")
-    return "\n".join(lines)
-
-
-def comparison(old: dict, new: dict) -> str:
-    """Two result files side by side, with a warning where they do not compare."""
-    warnings = [f"{what} differs: {old['machine'][what]} → {new['machine'][what]}"
-                for what in ("device", "devices", "cores", "jax") if old["machine"][what] != new["machine"][what]]
-    if old["settings"] != new["settings"]:
-        warnings.append("the settings differ")
-
-    def key(r):
-        return r["kind"], r["batch"], r["dtype"], r["parallel"]
-
-    before = {key(r): r["ms"] for r in old["results"] if "ms" in r}
-    lines = [["step", "batch", "dtype", "before, ms", "now, ms", "change", ""]]
-    for r in new["results"]:
-        if "ms" not in r or key(r) not in before:
-            continue
-        was, now = before[key(r)], r["ms"]
-        apart = now["min"] > was["max"] or now["max"] < was["min"]
-        lines.append([r["kind"], str(r["batch"]), r["dtype"], short(was["median"]), short(now["median"]),
-                      f"{100 * (now['median'] / was['median'] - 1):+.1f} %", "" if apart else "within the spread"])
-    if len(lines) == 1:
-        return "nothing to compare: no step, batch, dtype and parallel mode is in both"
-    title = f"against commit {old['machine']['commit'] or 'unknown'} of {old['machine']['date']}"
-    return "\n".join([title, *(f"  beware: {warning}" for warning in warnings), timing.table(lines)])
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.step_time", formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -156,16 +107,29 @@ def main(argv: list[str] | None = None) -> int:
                     "  eval     loss of a batch of photos, central crop, no gradients\n"
                     "  frozen   phase 1: distortions, frozen CNN, decoder learns\n"
                     "  joint    phase 2: distortions, everything learns, batch statistics, L2\n\n"
+                    "Synthetic input, the default, is random photos or features that are resident on the device. Real input is\n"
+                    "what training has where they are not: photos that jaxcap.prepare made of drawn JPEGs, read from records by\n"
+                    "grain's workers ahead of the step and sent batch by batch (from the system's cache, not the disk); for\n"
+                    "`cached`, features of a file in memory, read by threads. Captions are drawn alike for both: random words,\n"
+                    "20 tokens, none of them padding. With both, every step has two rows.\n\n"
                     "Times are medians over repeats, after warm-up; compilation is timed apart. `of peak` is XLA's count of\n"
                     "arithmetic over the time and the device's datasheet; `memory` is what the compiled step plans.",
-        epilog="Where a step takes seconds, as on a CPU, fewer steps are timed and the output says so; the batch stays.\n\n"
+        epilog="Where a step takes seconds, as on a CPU, fewer steps are timed and the output says so; the batch stays.\n"
+               "What will take minutes is announced.\n\n"
                "examples:\n"
                "  python -m benchmarks.step_time\n"
                "  python -m benchmarks.step_time --batch 32 256 --dtype bfloat16 --json now.json\n"
+               "  python -m benchmarks.step_time --input synthetic real --kinds frozen joint      does the step wait?\n"
                "  python -m benchmarks.step_time --kinds cached --compare benchmarks/records/FILE.json\n"
                "  python -m benchmarks.step_time --kinds joint --profile /tmp/trace      where the time goes")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="kinds of step (default: all)")
     parser.add_argument("--batch", nargs="+", type=int, metavar="B", help="photos a step over all devices (default: 32)")
+    parser.add_argument("--input", nargs="+", choices=INPUTS, default=["synthetic"],
+                        help="what the step reads: resident random data, or what is read and sent (default: synthetic)")
+    parser.add_argument("--real-config", metavar="PAGE", default="", help="a page of configs/ whose prepared photos are the real "
+                        "input, in place of drawn ones; at the size of the benchmark")
+    parser.add_argument("--workers", type=int, metavar="N",
+                        help="processes that read photos (default: the 4 of configs/im2txt.py, at most one a core)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the arithmetic")
     parser.add_argument("--parallel", choices=("shard_map", "pmap"), default="shard_map", help="how the step is wrapped")
     parser.add_argument("--repeats", type=int, default=0, metavar="N",
@@ -183,7 +147,17 @@ def main(argv: list[str] | None = None) -> int:
 
     if arguments.tiny:
         arguments.repeats, arguments.steps_per_repeat = arguments.repeats or 5, arguments.steps_per_repeat or 2
-    old = read(arguments.compare) if arguments.compare else None
+        arguments.workers = arguments.workers or 0
+    if "real" not in arguments.input and (arguments.real_config or arguments.workers):
+        raise UserError("--real-config and --workers are about real input: add --input real")
+    if (arguments.workers or 0) < 0:
+        raise UserError(f"--workers must not be negative, not {arguments.workers}")
+    return run(arguments)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The benchmark with options that have been checked; its exit status."""
+    old = read(arguments.compare, INPUTS) if arguments.compare else None
     timing.initialize()
     of = workload.settings(tiny=arguments.tiny, dtype=arguments.dtype, parallel=arguments.parallel)
     batches = arguments.batch or [of.config.batch_size]
@@ -194,37 +168,48 @@ def main(argv: list[str] | None = None) -> int:
     file = timing.ResultFile(arguments.json, f"step_time {arguments.dtype}")
     file.result["settings"] = {"config": dataclasses.asdict(of.config), "vocabulary": of.vocabulary, "tokens": of.tokens,
                                "tiny": arguments.tiny}
-    print(heading(of, file.result["machine"], peaks(arguments)), flush=True)
-    model = workload.model(of)
-    results = file.result["results"]
-    for batch in batches:
-        for kind in arguments.kinds:
-            print(f"  {kind}, batch {batch} …", end="", file=sys.stderr, flush=True)
+    results, about = file.result["results"], file.result["machine"]
+    workers = min(of.config.data.workers, about["cores"]) if arguments.workers is None else arguments.workers
+    opened = real_input.opened(of, [KINDS[kind] for kind in arguments.kinds], workers=workers, page=arguments.real_config,
+                               tiny=arguments.tiny)
+    with opened if "real" in arguments.input else contextlib.nullcontext() as source:
+        if source:
+            file.result["real_input"] = source.about
+        print(heading(of, about, peaks(arguments), source and source.about), flush=True)
+        model = workload.model(of)
+        to_do = list(dict.fromkeys(itertools.product(batches, arguments.kinds, arguments.input)))
+        for number, (batch, kind, way) in enumerate(to_do):
+            to_go = to_go_s(results, [(kind, batch) for batch, kind, _ in to_do[number:]])
+            hint = f" (about {to_go / 60:.0f} minutes to go)" if to_go >= LONG_S else ""
+            result = {"kind": kind, "batch": batch, "input": way}
+            print(f"  {named(result)}{hint} …", end="", file=sys.stderr, flush=True)
             try:
-                result = measure(KINDS[kind], of, model, batch, arguments)
-                slow = f", {len(result['ms']['repeats'])} repeats of 1 step, for it is slow here" \
-                    if result["ms"]["median"] > 1000 * timing.SLOW_STEP_S and not arguments.repeats else ""
+                feed = source.open(KINDS[kind], batch, model[0].spec.features) if way == "real" else None
+                with contextlib.closing(feed) if feed else contextlib.nullcontext() as fed:
+                    result = measure(KINDS[kind], of, model, batch, arguments, fed)
+                slow = f", {timing.FEWEST} repeats only, for it is slow here" if result["scaled_down"] else ""
                 print(f" {short(result['ms']['median'])} ms{slow}", file=sys.stderr)
             except jax.errors.JaxRuntimeError as error:  # above all: more than fits into the device's memory
                 file.result["ok"] = False
-                result = {"kind": kind, "batch": batch, "error": str(error).splitlines()[0][:300]}
+                result["error"] = str(error).splitlines()[0][:300]
                 print(f" failed: {result['error']}", file=sys.stderr)
             results.append(result)
             file.save(rows(results))
-    print("\n" + timing.table(rows(results)))
-    if "cached" in arguments.kinds:
-        print("* skips the CNN: its photos' features were computed before")
+    print("\n" + "\n".join([timing.table(rows(results)), *notes(results)]))
     for result in results:
         if "top_ops" in result:
-            print(f"\nwhere the time of {result['kind']}, batch {result['batch']}, goes\n{top_ops.table(result['top_ops'])}")
+            print(f"\nwhere the time of {named(result)} goes\n{top_ops.table(result['top_ops'])}")
     if old is not None:
         print("\n" + comparison(old, file.result))
     file.save(rows(results), finished=True)
     return 0 if file.result["ok"] else 1
 
 
-def read(path: Path) -> dict:
-    """An earlier result file. Raises `UserError` if it is none."""
+def read(path: Path, inputs: Sequence[str] = ("synthetic",)) -> dict:
+    """An earlier result file, of its rows only those with such input. Raises `UserError` if it is none.
+
+    Rows with real input may have waited for it: who asks what a step takes does not want them.
+    """
     try:
         result = json.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -233,7 +218,7 @@ def read(path: Path) -> dict:
         raise UserError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(result, dict) or not {"results", "machine", "settings"} <= set(result):
         raise UserError(f"{path} was not written by benchmarks.step_time --json")
-    return result
+    return result | {"results": [r for r in result["results"] if input_of(r) in inputs]}
 
 
 if __name__ == "__main__":

@@ -102,19 +102,21 @@ class Step:
     """One kind of step on the devices, ready to be called again and again, put together as `jaxcap.train` does it.
 
     The state is donated, photos or features are resident on the device, and every call sends it another batch of token ids
-    and row numbers.
+    and row numbers; or, with `fed`, nothing is resident and every call sends the next batch of that (`benchmarks.real_input`).
     """
 
     def __init__(self, kind: Kind, of: Settings, captioner: Captioner, params: PyTree, batch_stats: PyTree, batch: int,
-                 seed: int = 0, devices: list[jax.Device] | None = None):
+                 seed: int = 0, devices: list[jax.Device] | None = None, fed: Iterator[Batch] | None = None):
         config, phase = of.config, of.config.phases[kind.phase]
         self.devices = Parallel(config.parallel, devices)
         self.devices.check_batch(batch, "--batch")
-        random = np.random.default_rng(seed)
-        rows = FEATURE_ROWS if kind.cached else 4 * batch
-        table = features(random, rows, captioner.spec.features) if kind.cached else photos(random, rows, config.data.size)
-        self._table = self.devices.replicate(table)
-        self._batches = _batches(random, of, batch, rows)
+        self._table, self._batches = None, fed
+        if fed is None:
+            random = np.random.default_rng(seed)
+            rows = FEATURE_ROWS if kind.cached else 4 * batch
+            table = features(random, rows, captioner.spec.features) if kind.cached else photos(random, rows, config.data.size)
+            self._table = self.devices.replicate(table)
+            self._batches = _batches(random, of, batch, rows)
         size = configs.encoder_size(config)
         params, batch_stats = self.devices.replicate((params, batch_stats))
         if kind.train:

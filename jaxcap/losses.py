@@ -31,14 +31,19 @@ def projected_sum(outputs_TBW: Array, kernel_WV: Array, bias_V: Array, targets_T
     """
     outputs_NW, targets_N = outputs_TBW.reshape(-1, outputs_TBW.shape[-1]), targets_TB.reshape(-1)
     tokens = len(targets_N)
-    if tokens <= CHUNK:
+    chunks, size = chunked(tokens)
+    if chunks == 1:
         return cross_entropy_sum(_logits(outputs_NW, kernel_WV, bias_V), targets_N, label_smoothing)
-    chunks = -(-tokens // CHUNK)
-    size = -(-tokens // chunks)
     padding = chunks * size - tokens
     outputs_CSW = jnp.pad(outputs_NW, ((0, padding), (0, 0))).reshape(chunks, size, -1)
     targets_CS = jnp.pad(targets_N, (0, padding), constant_values=PAD).reshape(chunks, size)
     return _chunked(label_smoothing, outputs_CSW, kernel_WV, bias_V, targets_CS)
+
+
+def chunked(tokens: int) -> tuple[int, int]:
+    """Into how many chunks so many tokens fall, and how many tokens one holds."""
+    chunks = -(-tokens // CHUNK)
+    return chunks, -(-tokens // chunks)
 
 
 def _logits(outputs: Array, kernel_WV: Array, bias_V: Array) -> Array:
@@ -63,7 +68,7 @@ def _forward(label_smoothing, outputs_CSW, kernel_WV, bias_V, targets_CS):
         logits_SV = _logits(outputs_SW, kernel_WV, bias_V)
         mask_S1 = (targets_S != PAD).astype(jnp.float32)[:, None]
         wanted_SV = jnp.where(jnp.arange(vocabulary) == targets_S[:, None], 1 - label_smoothing, 0.0) + label_smoothing / vocabulary
-        d_logits_SV = ((jax.nn.softmax(logits_SV) - wanted_SV) * mask_S1)
+        d_logits_SV = (jax.nn.softmax(logits_SV) - wanted_SV) * mask_S1
         total += cross_entropy_sum(logits_SV, targets_S, label_smoothing)
         d_bias_V += d_logits_SV.sum(axis=0)
         d_logits_SV = d_logits_SV.astype(outputs_SW.dtype)

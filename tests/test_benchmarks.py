@@ -6,25 +6,50 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import correctness, encode, step_time, timing, top_ops, workload
+from benchmarks import correctness, encode, real_input, step_report, step_time, timing, top_ops, workload
 from benchmarks.workload import KINDS
 from jaxcap import captioner as captioners
+from jaxcap.data import records
 from jaxcap.errors import UserError
+from jaxcap.vocab import BOS, EOS, PAD
 
 REPOSITORY = Path(__file__).parents[1]
 
 
+class Noted(real_input.Feed):
+    """Notes what is read, and hands every batch out with the captions of the first: losses then tell photos apart."""
+
+    made = []
+
+    def __init__(self, iterator, workers):
+        super().__init__(iterator, workers)
+        self.batches, self.closed = [], 0
+        self.made.append(self)
+
+    def __next__(self):
+        self.batches.append(super().__next__())
+        return self.batches[-1]._replace(tokens_BT1=self.batches[0].tokens_BT1)
+
+    def close(self):
+        self.closed += 1
+        super().close()
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """What a tiny `step_time` wrote, on eight devices."""
+    """What a tiny `step_time` wrote, on eight devices; `Noted.made` are the feeds of its rows with real input."""
     path = tmp_path_factory.mktemp("step_time") / "tiny.json"
-    status = step_time.main(["--tiny", "--kinds", "cached", "eval", "--peak-tflops", "1", "--json", str(path)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(real_input, "Feed", Noted)
+        status = step_time.main(["--tiny", "--kinds", "cached", "eval", "--input", "synthetic", "real", "--peak-tflops", "1",
+                                 "--json", str(path)])
     assert status == 0 and not path.with_name("tiny.json.partial").exists()
     return path
 
@@ -38,18 +63,118 @@ def test_step_time_writes_every_number(measured):
         assert math.isclose(r["share_of_peak"], r["gflop"] / 1000 / (r["ms"]["median"] / 1000))
         numbers = [*r["ms"]["repeats"], *r["loss"], *(r[k] for k in ("gflop", "gb", "program_gib", "compile_s"))]
         assert all(math.isfinite(n) and n > 0 for n in numbers)
-    cached, evaluated = result["results"]
-    assert (cached["kind"], cached["skips_cnn"], evaluated["kind"], evaluated["skips_cnn"]) == ("cached", True, "eval", False)
+    cached, _, evaluated, _ = result["results"]
+    assert [(r["kind"], r["skips_cnn"], r["input"]) for r in result["results"]] == [
+        ("cached", True, "synthetic"), ("cached", True, "real"), ("eval", False, "synthetic"), ("eval", False, "real")]
+    assert "24 photos (drawn JPEGs of 60 × 45" in result["real_input"]["photos"]
+    assert [line[:3] for line in result["table"][1:3]] == [["cached *", "8", "synthetic"], ["cached *", "8", "real"]]
     # 0.7 s for 32 photos is 0.175 s for 8; evaluation is no training step and has nothing beside it.
     assert math.isclose(cached["times_faster"]["TensorFlow 2016"], 175 / cached["ms"]["median"])
     assert evaluated["times_faster"] == {}
     assert evaluated["gflop"] > cached["gflop"]  # the one that runs the CNN
 
 
+def test_real_input_is_read_anew_for_every_step(measured):
+    cached, evaluated = Noted.made
+    real = json.loads(measured.read_text("utf-8"))["results"][3]
+    # Nothing but the photos differs between the first evaluation and the last.
+    assert real["loss"][0] != real["loss"][1]
+    for fed, field, shape in ((cached, "features_BPF", (8, 1, 320)), (evaluated, "image_BHWC", (8, 32, 32, 3))):
+        assert fed.closed == 1 and fed.workers == 0
+        seen = [getattr(batch, field) for batch in fed.batches]
+        assert len(seen) == 1 + 1 + 1 + 1 + 2 + 5 * 2 + 1  # ready, lowering, first loss, warm-up twice, repeats, last loss
+        assert all(array.shape == shape for array in seen)
+        assert not any(np.array_equal(a, b) for a, b in zip(seen, seen[1:]))
+        tokens_NT = np.concatenate([batch.tokens_BT1 for batch in fed.batches])
+        assert tokens_NT.shape[1] == 5 + 1 and PAD not in tokens_NT  # as many as with synthetic input
+        assert (tokens_NT[:, 0] == BOS).all() and (tokens_NT[:, -1] == EOS).all() and len(np.unique(tokens_NT)) > 40
+        assert all(batch.index_B is None for batch in fed.batches)
+
+
+def test_real_input_may_be_a_prepared_data_set(tmp_path):
+    of = workload.settings(tiny=True)
+    data, _ = real_input.drawn(of.config.data, tmp_path, tiny=True)
+    page = tmp_path / "page.py"
+    page.write_text("from dataclasses import replace\n\nfrom jaxcap.config import SHAPES, Data\n\n"
+                    f"CONFIG = replace(SHAPES, data=Data(name='folder', label='drawn', dir={data.dir!r}, size=24))\n", "utf-8")
+    with real_input.opened(of, [KINDS["eval"]], workers=0, page=str(page)) as source:
+        read = next(source.open(KINDS["eval"], 8, 0)).image_BHWC
+    there = records.open_split(data, "train").images(range(24))
+    assert all((photo == there).all(axis=(1, 2, 3)).any() for photo in read)
+    page.write_text(page.read_text("utf-8").replace("drawn", "another"), "utf-8")
+    with pytest.raises(UserError, match="not prepared at size 32"):
+        step_time.main(["--tiny", "--input", "real", "--real-config", str(page)])
+
+
+@pytest.mark.parametrize("name", ["cv2", "simplejpeg"])
+def test_real_input_names_the_package_that_is_missing(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=f"--input real needs {name}, which is not installed here"):
+        step_time.main(["--tiny", "--input", "synthetic", "real"])
+
+
+def test_a_step_that_fails_leaves_no_reader_behind(monkeypatch, tmp_path):
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no more memory")
+
+    monkeypatch.setattr(step_time, "measure", fail)
+    monkeypatch.setattr(workload, "model", lambda of: (SimpleNamespace(spec=SimpleNamespace(features=64)), {}, {}))
+    monkeypatch.setattr(real_input, "Feed", Noted)
+    before = len(Noted.made)
+    assert step_time.main(["--tiny", "--kinds", "eval", "--input", "real", "--json", str(tmp_path / "a.json")]) == 1
+    (fed,) = Noted.made[before:]
+    result = json.loads((tmp_path / "a.json").read_text("utf-8"))
+    assert fed.closed == 1 and not result["ok"]
+    assert result["results"] == [{"kind": "eval", "batch": 8, "input": "real", "error": "RESOURCE_EXHAUSTED: no more memory"}]
+
+
+def test_options_about_input_that_cannot_be():
+    for options in (["--workers", "2"], ["--real-config", "configs/im2txt.py"]):
+        with pytest.raises(UserError, match="add --input real"):
+            step_time.main(options)
+    with pytest.raises(UserError, match="--workers must not be negative"):
+        step_time.main(["--input", "real", "--workers", "-1"])
+
+
+def test_what_is_still_to_do_is_estimated_where_steps_are_slow():
+    def row(kind, batch, step_ms, took_s, calls=1):
+        return {"kind": kind, "batch": batch, "ms": {"median": step_ms, "calls_per_repeat": calls}, "took_s": took_s}
+
+    failed = {"kind": "frozen", "batch": 32, "error": "no memory"}
+    slow = [row("cached", 32, 900.0, 9.0, 2), row("eval", 32, 2500.0, 30.0), failed]
+    assert step_report.to_go_s(slow[:1], [("eval", 32), ("joint", 32)]) == 0  # the decoder's time says nothing of the CNN's
+    assert step_report.to_go_s(slow, [("frozen", 32), ("joint", 32)]) == 30 + 4.5 * 30
+    assert step_report.to_go_s([*slow, row("joint", 32, 12_000.0, 100.0)], [("joint", 64), ("cached", 64)]) == 200 + 18
+    assert step_report.to_go_s([row("eval", 32, 5.0, 12.0, 100)], [("joint", 32)]) == 0  # quick steps: every row takes as long
+
+
+def test_notes_say_what_was_left_out_and_what_real_input_costs():
+    def row(way, median, **more):
+        times = {"median": median, "min": median - 5, "max": median + 5}
+        return {"kind": "frozen", "batch": 32, "input": way, "ms": times} | more
+
+    assert step_report.notes([row("synthetic", 100.0)]) == []
+    assert step_report.notes([row("synthetic", 100.0), row("real", 125.0)]) == \
+        ["real input instead of synthetic, frozen, batch 32: +25.0 %"]
+    (slow, cost) = step_report.notes([row("synthetic", 100.0, scaled_down=True), row("real", 101.0)])
+    assert slow.startswith("5 repeats instead of 10") and slow.endswith("frozen, batch 32, synthetic")
+    assert cost.endswith("+1.0 %, within the spread")
+
+
 def test_compare(measured, tmp_path):
     old = json.loads(measured.read_text("utf-8"))
     new = json.loads(measured.read_text("utf-8"))
-    assert "within the spread" in step_time.comparison(old, new)
+    assert step_time.comparison(old, new).count("within the spread") == 4
+    # A row stands beside one with the same input; files from before there was a choice have synthetic rows only.
+    earlier = old | {"results": [{k: v for k, v in r.items() if k != "input"} for r in old["results"] if r["input"] != "real"]}
+    lines = step_time.comparison(earlier, new).splitlines()[3:]
+    assert [line.split()[:3] for line in lines] == [["cached", "8", "synthetic"], ["eval", "8", "synthetic"]]
+    only_real = new | {"results": [r for r in new["results"] if r["input"] == "real"]}
+    assert "nothing to compare" in step_time.comparison(earlier, only_real)
+    assert "the real input differs" in step_time.comparison(old, new | {"real_input": {"photos": "others"}})
+    # Who asks a file what a step takes gets synthetic rows.
+    assert [r["input"] for r in step_time.read(measured)["results"]] == ["synthetic"] * 2
+    assert step_time.read(measured, step_time.INPUTS) == new
     for r in old["results"]:
         r["ms"] = {name: value / 1000 for name, value in r["ms"].items() if name in ("median", "min", "max")}
     old["machine"]["device"] = "another card"
@@ -66,19 +191,20 @@ def test_compare(measured, tmp_path):
 def test_pmap_runs_the_same_step(measured, tmp_path):
     path = tmp_path / "pmap.json"
     assert step_time.main(["--tiny", "--kinds", "cached", "--parallel", "pmap", "--json", str(path)]) == 0
-    (ours,), (theirs, _) = (json.loads(p.read_text("utf-8"))["results"] for p in (path, measured))
+    (ours,), (theirs, *_) = (json.loads(p.read_text("utf-8"))["results"] for p in (path, measured))
     assert math.isclose(ours["loss"][0], theirs["loss"][0], rel_tol=1e-5) and ours["gflop"] == theirs["gflop"]
 
 
-def test_arithmetic_is_counted_in_full():
+@pytest.mark.parametrize("B", [32, 128], ids=["loss at once", "loss in chunks"])
+def test_arithmetic_is_counted_in_full(B):
     """XLA's count, loops included, is the sum of the decoder's matrix products at im2txt's sizes and little else."""
     of = workload.settings()
     captioner = captioners.build(of.config, of.vocabulary)
     key = jax.random.PRNGKey(0)
     decoder = captioner.decoder.init(key, jnp.ones((1, 1, 2048)), jnp.ones((1, 1), jnp.int32))["params"]
-    step = workload.Step(KINDS["cached"], of, captioner, {"encoder": {}, "decoder": decoder}, {}, 32, devices=jax.devices()[:1])
-    counted = step_time.costs(step.lower(), None, of, 32, train=True)["gflop"]
-    B, T, E, D, V, F = 32, 20, 512, 512, 12_000, 2048
+    step = workload.Step(KINDS["cached"], of, captioner, {"encoder": {}, "decoder": decoder}, {}, B, devices=jax.devices()[:1])
+    counted = step_time.costs(step.lower(), None, of, B, train=True)["gflop"]
+    T, E, D, V, F = 20, 512, 512, 12_000, 2048
     forward = B * T * D * V + B * (T + 1) * E * 4 * D + B * T * D * 4 * D + B * F * E
     backward = 2 * forward - B * F * E  # the frozen features need no gradient
     assert counted == pytest.approx(2 * (forward + backward) / 1e9, rel=0.02)
@@ -122,9 +248,11 @@ def test_the_gpu_script_imports_nothing_that_its_machine_lacks():
               "             'PIL', 'tensorboardX', 'pycocoevalcap'):\n"
               "    sys.modules[name] = None\n"
               "import benchmarks.correctness, benchmarks.decode, benchmarks.encode, benchmarks.input, benchmarks.projection\n"
-              "import benchmarks.scaling, benchmarks.step_time, benchmarks.training\n")
+              "import benchmarks.scaling, benchmarks.step_time, benchmarks.training\n"
+              "from jaxcap.errors import run_command\n"
+              "run_command(lambda: benchmarks.step_time.main(['--tiny', '--input', 'real']))\n")
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 2 and "error: --input real needs grain, which" in done.stderr, done.stderr[-2000:]
 
 
 def test_on_gpu_script_runs_every_part_once(tmp_path):
