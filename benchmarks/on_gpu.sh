@@ -3,17 +3,18 @@
 #
 #     bash benchmarks/on_gpu.sh
 #
-# checks the device's arithmetic, times all kinds of step in float32 and bfloat16, times captioning, traces where a step's
-# time goes, trains to a score, and prints one summary. Every part has a time limit of its own; one that fails or runs out
+# checks the device's arithmetic, times all kinds of step in float32 and bfloat16, the same step in PyTorch turn by turn, and
+# captioning, traces where a step's time goes, trains to a score, and prints one summary. Every part has a time limit of its own; one that fails or runs out
 # of time does not stop the others, but the exit status is 1, and what it had measured is in its .partial file.
 #
-#     OUT=out               where results go (at most 8 small files); a part that has succeeded is not run again
+#     OUT=out               where results go (at most 8 small files; what was said and the trace are in rest.tar.gz); a part that
+#                           has succeeded is not run again
 #     FORCE=1               run it again all the same
 #     PARTS="decode ..."    only these parts
 #     TINY=1                tiny sizes on any machine: tries this script and measures nothing
 #     PYTHON=python3        default: .venv/bin/python where there is one
 #
-# Needs jax, flax, optax, sacrebleu, tqdm and regex; no data, no weights, no network.
+# Needs jax, flax, optax, sacrebleu, tqdm and regex; no data, no weights, no network. PyTorch is compared with where it is there.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -60,15 +61,18 @@ part steps_bfloat16 140 step_time "${steps[@]}" --dtype bfloat16 "${fewer_kinds[
 part decode 60 decode "${decode[@]}" "${tiny[@]}"
 part training 30 training "${tiny[@]}"
 part profile 40 step_time --kinds "${profiled[@]}" --dtype bfloat16 --repeats 5 --profile "$scratch/trace" "${tiny[@]}"
-if [[ -d $scratch/trace ]]; then
-  # What TensorBoard and Perfetto read; left out where it is larger than 15 MiB.
-  tar -czf "$scratch/trace.tar.gz" -C "$scratch" trace
-  (($(stat -c %s "$scratch/trace.tar.gz") < 15 * 2**20)) && mv "$scratch/trace.tar.gz" "$OUT/trace.tar.gz"
-fi
 
 echo
 echo "== summary, $SECONDS s"
-"$PYTHON" -m benchmarks.summary "$OUT"
+"$PYTHON" -m benchmarks.summary "$OUT" | tee -a "$OUT/log.txt"
+# One file of what was said and of the trace that TensorBoard and Perfetto read, without a trace that is larger than 15 MiB.
+kept=$(mktemp -d -p "$scratch")
+[[ -f $OUT/rest.tar.gz ]] && tar -xzf "$OUT/rest.tar.gz" -C "$kept"
+cat "$OUT/log.txt" >> "$kept/log.txt" && rm "$OUT/log.txt"
+[[ -d $scratch/trace ]] && rm -rf "$kept/trace" && mv "$scratch/trace" "$kept/trace"
+tar -czf "$scratch/rest.tar.gz" -C "$kept" .
+(($(stat -c %s "$scratch/rest.tar.gz") < 15 * 2**20)) || tar -czf "$scratch/rest.tar.gz" -C "$kept" log.txt
+mv "$scratch/rest.tar.gz" "$OUT/rest.tar.gz"
 if ((${#failed[@]})); then
   echo
   echo "failed or out of time: ${failed[*]}"

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -259,7 +260,10 @@ def test_on_gpu_script_runs_every_part_once(tmp_path):
     done = on_gpu(tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     parts = ["correctness", "decode", "profile", "steps_bfloat16", "steps_float32", "training"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"{p}.json" for p in parts] + ["log.txt", "trace.tar.gz"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"{p}.json" for p in parts] + ["rest.tar.gz"])
+    with tarfile.open(tmp_path / "rest.tar.gz") as rest:
+        said = rest.extractfile("./log.txt").read().decode()
+        assert "== training: exit status 0" in said and any(name.endswith(".xplane.pb") for name in rest.getnames())
     results = {p: json.loads((tmp_path / f"{p}.json").read_text("utf-8")) for p in parts}
     assert all(result["ok"] for result in results.values())
     assert [r["kind"] for r in results["steps_float32"]["results"]] == list(KINDS)
