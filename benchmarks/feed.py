@@ -27,7 +27,8 @@ from jaxcap.parallel import Parallel
 from jaxcap.step import Batch
 from jaxcap.vocab import Vocab
 
-QUALITY, OCTAVES = 90, 8  # of the drawn JPEGs
+SIDES, TINY_SIDES = (500, 375), (60, 45)  # of the drawn JPEGs: a common size of Flickr8k's photos
+QUALITY, OCTAVES = 90, 8
 FEATURES = 2048  # channels of cached features, Inception V3's
 FEWEST_CALLS = 3
 

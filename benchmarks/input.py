@@ -19,7 +19,6 @@ from jaxcap.config import Config
 from jaxcap.errors import UserError, run_command
 from jaxcap.parallel import Parallel
 
-SIDES, TINY_SIDES = (500, 375), (60, 45)  # of the drawn JPEGs: a common size of Flickr8k's photos
 NARROW = 1.25  # a margin below this, and above its inverse, is called narrow
 EATEN = {"cached": ("row numbers", "features"), "frozen": ("row numbers", "photos"), "joint": ("row numbers", "photos"),
          "given": ("row numbers", "photos")}  # step → what can feed it
@@ -124,8 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     parser.add_argument("--tiny", action="store_true", help="a miniature that only shows that everything runs")
     arguments = parser.parse_intermixed_args(argv)
-    if arguments.config is not None and "=" in arguments.config:
-        arguments.config, arguments.overrides = None, [arguments.config, *arguments.overrides]
+    given = [word for word in (arguments.config, *arguments.overrides) if word is not None]
+    arguments.config, arguments.overrides = configs.page_and_settings(given)
     if arguments.tiny:
         arguments.photos, arguments.seconds, arguments.repeats = 24, 0.05, arguments.repeats or 2
         arguments.workers = arguments.workers or [0]
@@ -190,7 +189,7 @@ def run(arguments: argparse.Namespace) -> int:
             note_feed(kind, where, rate)
     else:
         split = records.open_split(config.data, config.data.train) if arguments.config else None
-        jpegs = [feed.draw(random, *(TINY_SIDES if arguments.tiny else SIDES)) for random in
+        jpegs = [feed.draw(random, *(feed.TINY_SIDES if arguments.tiny else feed.SIDES)) for random in
                  map(np.random.default_rng, range(arguments.photos))]
         print(f"drawn JPEGs of {np.mean(list(map(len, jpegs))) / 1000:.0f} kB", flush=True)
         with tempfile.TemporaryDirectory() as directory:

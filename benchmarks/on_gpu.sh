@@ -19,10 +19,12 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 OUT=${OUT:-out}
-tiny=() steps=(--batch 32 256) decode=(--batch 256 32 1) fewer_kinds=() profiled=(cached frozen joint)
+tiny=() steps=(--batch 32 256) decode=(--batch 256 32 1 --beam 3 1) fewer_kinds=() profiled=(cached frozen joint)
+peers=(--kinds frozen joint cached --forms channels_last+graph+fused channels_last+compile+graph+fused graph+fused compile+graph+fused)
 patience=1
 if [[ -n ${TINY:-} ]]; then
   tiny=(--tiny) steps=() decode=(--batch 2 --beam 3) fewer_kinds=(--kinds cached) profiled=(cached)
+  peers=(--kinds cached --forms eager)
   patience=10 # for a machine that is busy with other things
   export JAX_DISABLE_MOST_OPTIMIZATIONS=1 JAX_PLATFORMS=cpu
 fi
@@ -55,12 +57,17 @@ part() {
 }
 
 # The order is that of worth: if the machine is taken away half way, what matters most is there.
-part correctness 125 correctness "${tiny[@]}"
-part steps_float32 140 step_time "${steps[@]}" "${tiny[@]}"
-part steps_bfloat16 140 step_time "${steps[@]}" --dtype bfloat16 "${fewer_kinds[@]}" "${tiny[@]}"
-part decode 60 decode "${decode[@]}" "${tiny[@]}"
-part training 30 training "${tiny[@]}"
-part profile 40 step_time --kinds "${profiled[@]}" --dtype bfloat16 --repeats 5 --profile "$scratch/trace" "${tiny[@]}"
+part correctness 105 correctness "${tiny[@]}"
+part steps_float32 115 step_time "${steps[@]}" "${tiny[@]}"
+part steps_bfloat16 115 step_time "${steps[@]}" --dtype bfloat16 "${fewer_kinds[@]}" "${tiny[@]}"
+if "$PYTHON" -c 'import torch' 2> "$scratch/no_torch"; then
+  part peers 90 peers "${peers[@]}" --dtype bfloat16 --limit 45 "${tiny[@]}"
+else
+  echo "== peers: left out, PyTorch is not installed"
+fi
+part decode 50 decode "${decode[@]}" "${tiny[@]}"
+part training 25 training "${tiny[@]}"
+part profile 35 step_time --kinds "${profiled[@]}" --dtype bfloat16 --repeats 5 --profile "$scratch/trace" "${tiny[@]}"
 
 echo
 echo "== summary, $SECONDS s"

@@ -23,7 +23,6 @@ from jaxcap.errors import UserError
 from jaxcap.step import Batch
 
 PHOTOS, TINY_PHOTOS = 128, 24  # that are drawn
-SIDES, TINY_SIDES = (500, 375), (60, 45)  # of their JPEGs: a common size of Flickr8k's photos
 CAPTIONS = 5  # a photo
 READ_AHEAD = 5  # batches that grain has ready at most in a process: four, and one on its way out of a worker
 
@@ -118,7 +117,7 @@ def processes(workers: int, of: Settings) -> str:
 
 def drawn(data: configs.Data, directory: Path, tiny: bool) -> tuple[configs.Data, str]:
     """A data set of drawn JPEGs that `jaxcap.prepare` has prepared in `directory`, and what they are."""
-    width, height = TINY_SIDES if tiny else SIDES
+    width, height = feed.TINY_SIDES if tiny else feed.SIDES
     jpegs = [feed.draw(np.random.default_rng(seed), width, height) for seed in range(TINY_PHOTOS if tiny else PHOTOS)]
     prepared, _ = feed.prepare(jpegs, data, directory)
     return prepared, f"drawn JPEGs of {width} × {height}, {np.mean([len(jpeg) for jpeg in jpegs]) / 1000:.0f} kB each"

@@ -99,9 +99,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--goal", type=float, default=GOAL, metavar="B", help=f"BLEU-4 to reach (default: {GOAL})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     arguments = parser.parse_intermixed_args(argv)
-    page, overrides = arguments.config, arguments.overrides
-    if "=" in page:
-        page, overrides = str(CONFIG), [page, *overrides]
+    page, overrides = configs.page_and_settings([arguments.config, *arguments.overrides])
+    page = page or str(CONFIG)
     configs.load(page, overrides)  # what is wrong with the settings is said before anything begins
     timing.parallel.initialize()
     file = timing.ResultFile(arguments.json, "speedrun, Flickr8k")

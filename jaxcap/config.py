@@ -218,6 +218,11 @@ def load(path: str | None, overrides: typing.Sequence[str] = ()) -> Config:
     return check(override(config, overrides))
 
 
+def page_and_settings(words: typing.Sequence[str]) -> tuple[str | None, list[str]]:
+    """What a command line's free words name: a page first, perhaps, and then key=value settings."""
+    return (None, list(words)) if not words or "=" in words[0] else (words[0], list(words[1:]))
+
+
 def override(config: Config, assignments: typing.Sequence[str]) -> Config:
     """`config` with every `a.b.c=value` applied; tuple items are reached by index (`phases.0.steps=100`).
 

@@ -325,9 +325,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run from its newest checkpoint")
     parser.add_argument("--keys", action="store_true", help="list every setting with its value, and stop")
     arguments = parser.parse_intermixed_args(argv)
-    path, overrides = arguments.config, arguments.overrides
-    if path is not None and "=" in path:
-        path, overrides = None, [path, *overrides]
+    path, overrides = configs.page_and_settings([w for w in (arguments.config, *arguments.overrides) if w is not None])
     if arguments.resume and path is None:
         configuration = configs.check(configs.override(runs.read_config(arguments.resume), overrides))
     else:

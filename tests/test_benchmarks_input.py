@@ -70,9 +70,9 @@ def test_workers_count_while_they_work():
 
 
 def test_drawn_photos_are_jpegs_as_large_as_photos():
-    jpeg = feed.draw(np.random.default_rng(0), *inputs.SIDES)
+    jpeg = feed.draw(np.random.default_rng(0), *feed.SIDES)
     assert photos.decode(jpeg).shape == (375, 500, 3) and 40_000 < len(jpeg) < 200_000
-    assert feed.draw(np.random.default_rng(0), *inputs.SIDES) == jpeg != feed.draw(np.random.default_rng(1), *inputs.SIDES)
+    assert feed.draw(np.random.default_rng(0), *feed.SIDES) == jpeg != feed.draw(np.random.default_rng(1), *feed.SIDES)
 
 
 def test_kinds_of_steps():

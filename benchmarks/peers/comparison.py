@@ -1,0 +1,137 @@
+"""The two children, what is asked of them in which order, and what is made of the answers. Imports neither library."""
+
+import math
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.peers.child import Child
+
+# How far two libraries may be apart in the loss and in the norm of every gradient, with nothing random: (loss, decoder, encoder).
+# The encoder's gradient under batch statistics is ill-conditioned at random weights: measured once, in float32, PyTorch was
+# 5e-4 and with channels last 9e-4 from PyTorch in float64, and jaxcap 4e-4.
+LIMITS = {
+    "float32": (1e-4, 1e-4, 5e-3),
+    "tf32": (1e-2, 5e-2, 0.5),
+    "bfloat16": (8e-2, 4e-1, 0.5),
+}
+BUSY = 0.3  # load a core before the start from which others are at work
+
+
+def apart(found: dict[str, float], reference: dict[str, float]) -> dict[str, float]:
+    """|found / reference − 1| of the loss and of every gradient's norm; infinite where one is missing or not finite."""
+    errors = {name: abs(found.get(name, math.inf) / value - 1) if value else math.inf for name, value in reference.items()}
+    return {name: error if math.isfinite(error) else math.inf for name, error in errors.items()}
+
+
+def disagreement(errors: dict[str, float], arithmetic: str) -> str:
+    """What is further apart than `LIMITS` allow, the worst first; empty where all agree."""
+    loss, decoder, encoder = LIMITS[arithmetic]
+    allowed = dict.fromkeys(errors, decoder) | {"loss": loss}
+    if "encoder" in errors:
+        allowed |= {"encoder": encoder, "gradient": encoder}
+    over = sorted((name for name in errors if not errors[name] <= allowed[name]), key=lambda name: -errors[name] / allowed[name])
+    return ", ".join(f"{name} by {errors[name]:.1e}" for name in over)
+
+
+def pair_by_pair(jaxcap: Sequence[float], peer: Sequence[float]) -> dict:
+    """The ratio jaxcap ÷ peer of every turn: median, least, most, all. Below 1 jaxcap is the faster one."""
+    ratios = [one / other for one, other in zip(jaxcap, peer, strict=True)]
+    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios), "turns": ratios}
+
+
+class Comparison:
+    """Both children with the same captioner, ready to measure. Raises `UserError` as they do.
+
+    about: versions, platform and sizes, for people and for the result file.
+    """
+
+    def __init__(self, directory: Path, *, jaxcap_python: str, torch_python: str, tiny: bool, dtype: str, busy: bool):
+        self._directory, self._dtype = directory, dtype
+        # PyTorch's threads spin while they wait for each other. Where others want the cores, that makes it several times slower.
+        passive = {"OMP_WAIT_POLICY": "passive"} if busy and "OMP_WAIT_POLICY" not in os.environ else {}
+        self._torch, self._jaxcap = Child("torch", torch_python, directory, passive), None
+        try:
+            torch = self._torch.ask("hello")  # first, for it is the one that may be missing
+            self._jaxcap = Child("jaxcap", jaxcap_python, directory, {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
+            jax = self._jaxcap.ask("hello")
+            self.platform = jax["platform"]
+            self.about = {"jax": jax["version"], "torch": torch["version"], "platform": self.platform,
+                          **self._jaxcap.ask("settings", tiny=tiny, dtype=dtype),
+                          **self._torch.ask("settings", platform=self.platform),
+                          "omp_wait_policy": {**os.environ, **passive}.get("OMP_WAIT_POLICY")}
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for child in filter(None, (self._torch, self._jaxcap)):
+            child.close()
+
+    def measure(self, kind: str, batch: int, forms: list[str], *, turns: int, turn_s: float, limit_s: int,
+                say: Callable[[str], None]) -> list[dict]:
+        """A JSON object a form: whether it agrees with jaxcap and, if so, the times of all turns.
+
+        Raises `RuntimeError` where jaxcap's own step cannot be taken.
+        """
+        say(f"{kind}, batch {batch}: what jaxcap computes …")
+        reference = self._jaxcap.ask("agree", kind=kind, batch=batch)
+        jaxcap_ready_s = self._jaxcap.ask("prepare", kind=kind, batch=batch)["ready_s"]
+        say(f"  jaxcap ready in {jaxcap_ready_s:.1f} s; its loss is {reference['loss']:.6f} with nothing random")
+        arithmetic = "bfloat16" if self._dtype == "bfloat16" else "float32" if self.platform == "cpu" else "tf32"
+        wrong = ""
+        if arithmetic != "float32":  # whatever is timed, in full float32 both are the same
+            found = self._torch.ask("agree", kind=kind, batch=batch)
+            wrong = disagreement(apart(found, reference), "float32")
+        results = []
+        for form in forms:
+            result = {"kind": kind, "batch": batch, "dtype": self._dtype, "form": form, "reference": reference,
+                      "jaxcap_ready_s": jaxcap_ready_s}
+            try:
+                result |= self._check(kind, batch, form, limit_s, reference, arithmetic, wrong)
+            except RuntimeError as error:
+                result["error"] = str(error)
+            say(f"  {form}: {result.get('error') or 'agrees, ready in {:.1f} s'.format(result['torch_ready_s'])}")
+            results.append(result)
+        self._time([result for result in results if "error" not in result], turns, turn_s)
+        self._torch.ask("forget")
+        (self._directory / f"{kind}-{batch}.npz").unlink()
+        return results
+
+    def _check(self, kind: str, batch: int, form: str, limit_s: int, reference: dict, arithmetic: str, wrong: str) -> dict:
+        answer = self._torch.ask("prepare", kind=kind, batch=batch, form=form, limit_s=limit_s)
+        errors = apart(answer["found"], reference)
+        gradients = [error for name, error in errors.items() if name != "loss"]
+        result = {"found": answer["found"], "torch_ready_s": answer["ready_s"], "loss_apart": _finite(errors["loss"]),
+                  "gradient_apart": _finite(max(gradients)) if gradients else None}
+        if wrong := wrong or disagreement(errors, arithmetic):
+            result["error"] = f"does not agree with jaxcap: {wrong}"
+        return result
+
+    def _time(self, results: list[dict], turns: int, turn_s: float) -> None:
+        """Times jaxcap and all forms one after the other, again and again; every turn begins with the next one."""
+        if not results:
+            return
+
+        def take(side: str, calls: int) -> dict:
+            return self._torch.ask("time", form=side, calls=calls) if side else self._jaxcap.ask("time", calls=calls)
+
+        times, calls = {side: [] for side in ("", *(result["form"] for result in results))}, {}  # "" is jaxcap
+        for side in times:
+            take(side, 1)
+            calls[side] = max(round(1000 * turn_s / take(side, 1)["ms"]), 1)
+        sides = list(times)
+        for turn in range(turns):
+            first = turn % len(sides)
+            for side in sides[first:] + sides[:first]:
+                times[side].append(take(side, calls[side]))
+        for result in results:
+            result["steps_per_turn"] = {"jaxcap": calls[""], "torch": calls[result["form"]]}
+            for what in ("ms", "cpu_ms"):
+                jaxcap, torch = ([turn[what] for turn in times[side]] for side in ("", result["form"]))
+                result[what] = {"jaxcap": jaxcap, "torch": torch, "ratio": pair_by_pair(jaxcap, torch)}
+
+
+def _finite(number: float) -> float:
+    return number if math.isfinite(number) else 1e300

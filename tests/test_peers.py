@@ -1,0 +1,259 @@
+"""The comparison with PyTorch: that both libraries take the same step, that a difference shows, and what is made of the times.
+
+What needs PyTorch runs where it can be imported or where JAXCAP_TORCH_PYTHON names a Python that has it. No speed is asserted.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.peers import __main__ as peers
+from benchmarks.peers import comparison, forms
+from benchmarks.peers.child import Child
+from benchmarks.peers.comparison import apart, disagreement, pair_by_pair
+from benchmarks.peers.jaxcap_side import Side
+from benchmarks.workload import KINDS
+from jaxcap.data import augment
+from jaxcap.errors import UserError
+
+REPOSITORY = Path(__file__).parents[1]
+TRIED = {"cached": ("eager", "onednn+loop", "sparse+fused"), "eval": ("channels_last+merged+onednn",),
+         "frozen": ("eager", "channels_last+unfolded"), "joint": ("eager", "channels_last+merged+sparse+fused")}
+
+
+# --- without PyTorch ----------------------------------------------------------------------------------------------------
+
+
+def test_ratios_are_taken_pair_by_pair():
+    ratio = pair_by_pair([2.0, 4.0, 9.0], [1.0, 4.0, 3.0])
+    assert ratio == {"median": 2.0, "min": 1.0, "max": 3.0, "turns": [2.0, 1.0, 3.0]}
+    with pytest.raises(ValueError):
+        pair_by_pair([1.0], [1.0, 2.0])
+
+
+def test_disagreement_names_what_is_too_far_apart():
+    reference = {"loss": 4.0, "gradient": 2.0, "decoder/lstm_bias": 0.5, "encoder": 1.0}
+    assert disagreement(apart(reference, reference), "float32") == ""
+    found = {"loss": 4.0 * 1.0002, "gradient": 2.0 * 1.004, "decoder/lstm_bias": 0.5, "encoder": 1.004}
+    errors = apart(found, reference)
+    assert errors["loss"] == pytest.approx(2e-4, rel=1e-3)
+    assert disagreement(errors, "float32") == "loss by 2.0e-04"  # the encoder's gradient may be so far apart
+    assert disagreement(errors, "tf32") == ""
+    del reference["encoder"]
+    assert disagreement(apart(found, reference), "float32").startswith("gradient by 4.0e-03, loss by")
+    for broken in ({"loss": math.nan, "gradient": 2.0, "decoder/lstm_bias": 0.5}, {"loss": 4.0, "gradient": 2.0}):
+        errors = apart(broken, reference)
+        assert math.inf in errors.values() and "by inf" in disagreement(errors, "bfloat16")
+
+
+def test_forms():
+    assert forms.parse("eager") == frozenset() and forms.parse("channels_last+fused") == {"channels_last", "fused"}
+    for wrong in ("fast", "eager+", "sparse+graph", "channels_last compile"):
+        with pytest.raises(UserError, match="--forms"):
+            forms.parse(wrong)
+    for platform, table in (("cpu", forms.CPU), ("gpu", forms.CUDA)):
+        for kind in KINDS:
+            assert forms.wanted(kind, platform, "float32") == list(table[kind])  # none of the defaults is left out again
+    given = ["eager", "graph", "channels_last", "onednn", "sparse"]
+    assert forms.wanted("cached", "cpu", "float32", given) == ["eager", "onednn", "sparse"]
+    assert forms.wanted("eval", "gpu", "float32", given) == ["eager", "graph", "channels_last"]
+    assert forms.wanted("joint", "cpu", "bfloat16", given) == ["eager", "channels_last", "sparse"]
+
+
+def test_wrong_arguments_are_refused(tmp_path):
+    for arguments, message in ((["--batch", "32", "0"], "at least 1"), (["--turns", "0"], "at least 1"),
+                               (["--turn-s", "nan"], "no less than 0"), (["--forms", "fast"], "no 'fast'"),
+                               (["--tiny", "--torch-python", str(tmp_path / "none")], "cannot be run: No such file"),
+                               (["--tiny", "--torch-python", "/bin/cat"], "no Python that can run this repository")):
+        with pytest.raises(UserError, match=message):
+            peers.main(arguments)
+
+
+def test_a_python_without_torch_is_told_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(UserError, match="has no torch: pip install torch there, or name .* with --torch-python"):
+        peers.main(["--tiny"])
+
+
+class Scripted:
+    """A child that answers without any library; `asked` is what both were asked, in order."""
+
+    asked: list[tuple[str, str, str]] = []
+    found = {"eager": 4.0, "fused": 4.0, "channels_last": 4.1}
+
+    def __init__(self, side, python, directory, environment=None):
+        self.side, self.directory = side, directory
+
+    def ask(self, do, **arguments):
+        self.asked.append((self.side, do, arguments.get("form", "")))
+        if do == "hello":
+            return {"version": "1.0", "platform": "cpu"}
+        if do == "settings":
+            sizes = {"encoder": "tiny", "size": 31, "batch": 8, "hidden": 24, "vocabulary": 60, "tokens": 5}
+            return sizes if self.side == "jaxcap" else {"threads": 2}
+        if do == "agree":
+            (self.directory / f"{arguments['kind']}-{arguments['batch']}.npz").touch()
+            return {"loss": 4.0, "gradient": 1.0}
+        if do == "prepare":
+            if arguments.get("form") == "sparse":
+                raise RuntimeError("TimeoutError: not ready within 300 s")
+            return {"ready_s": 1.0, "loss": 4.0, "found": {"loss": self.found.get(arguments.get("form")), "gradient": 1.0}}
+        ms = 20.0 if self.side == "jaxcap" else {"eager": 10.0, "fused": 40.0}[arguments["form"]] if do == "time" else 0.0
+        return {"ms": ms, "cpu_ms": 2 * ms}
+
+    def close(self):
+        self.asked.append((self.side, "close", ""))
+
+
+def test_the_comparison_goes_turn_by_turn(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(comparison, "Child", Scripted)
+    monkeypatch.setattr(Scripted, "asked", [])
+    path = tmp_path / "peers.json"
+    assert peers.main(["--kinds", "frozen", "--forms", "eager", "fused", "sparse", "--turns", "3", "--json", str(path)]) == 0
+    timed = [form or side for side, do, form in Scripted.asked if do == "time"]
+    assert timed[:6] == ["jaxcap"] * 2 + ["eager"] * 2 + ["fused"] * 2  # warm-up
+    assert timed[6:] == ["jaxcap", "eager", "fused", "eager", "fused", "jaxcap", "fused", "jaxcap", "eager"]
+    assert [do for _, do, _ in Scripted.asked[-2:]] == ["close", "close"]
+    eager, fused, sparse = json.loads(path.read_text("utf-8"))["results"]
+    assert eager["ms"]["ratio"]["turns"] == [2.0] * 3 and fused["ms"]["ratio"]["median"] == 0.5 and "ms" not in sparse
+    assert eager["steps_per_turn"] == {"jaxcap": 25, "torch": 50} and eager["loss_apart"] == eager["gradient_apart"] == 0.0
+    output = capsys.readouterr().out
+    assert "eager (best)" in output and "frozen, batch 8, sparse: TimeoutError: not ready within 300 s" in output
+    assert "jaxcap takes 2.00 times as long as PyTorch's best form, eager" in output
+
+
+def test_what_does_not_agree_is_not_timed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(comparison, "Child", Scripted)
+    monkeypatch.setattr(Scripted, "asked", [])
+    assert peers.main(["--kinds", "frozen", "--forms", "channels_last", "eager"]) == 1
+    assert ("torch", "time", "channels_last") not in Scripted.asked and ("torch", "time", "eager") in Scripted.asked
+    assert "channels_last: does not agree with jaxcap: loss by 2.5e-02" in capsys.readouterr().out
+
+
+# --- with PyTorch -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def torch_python():
+    named = os.environ.get("JAXCAP_TORCH_PYTHON")
+    if not named and importlib.util.find_spec("torch") is None:
+        pytest.skip("PyTorch is not here; JAXCAP_TORCH_PYTHON may name a Python that has it")
+    return named or sys.executable
+
+
+@pytest.fixture(scope="module")
+def jaxcap(torch_python, tmp_path_factory):
+    """The folder that jaxcap's side filled at a tiny size, and what it computes, by kind of step."""
+    directory = tmp_path_factory.mktemp("peers")
+    side = Side(directory)
+    side.settings(tiny=True, dtype="float32")
+    return directory, {kind: side.agree(kind=kind, batch=4) for kind in KINDS}
+
+
+@pytest.fixture
+def compare(torch_python, jaxcap):
+    """`compare(kind, form)`: in what a form disagrees with jaxcap, and PyTorch's answer. It reads the folder anew every time."""
+    directory, reference = jaxcap
+    child = Child("torch", torch_python, directory)
+
+    def run(kind: str, form: str) -> tuple[str, dict]:
+        child.ask("settings", platform="cpu")
+        answer = child.ask("prepare", kind=kind, batch=4, form=form, limit_s=60)
+        return disagreement(apart(answer["found"], reference[kind]), "float32"), answer
+
+    yield run
+    child.close()
+
+
+def test_both_take_the_same_step(compare, jaxcap):
+    for kind, tried in TRIED.items():
+        for form in tried:
+            wrong, answer = compare(kind, form)
+            assert not wrong, (kind, form)
+            assert answer["found"].keys() == jaxcap[1][kind].keys()
+            # As it is timed, training has dropout, and the loss is another one.
+            assert (abs(answer["loss"] / answer["found"]["loss"] - 1) > 1e-5) == (kind != "eval"), (kind, form)
+
+
+def test_a_difference_is_noticed(compare, jaxcap):
+    directory, _ = jaxcap
+    model, described = (directory / "model.npz").read_bytes(), (directory / "model.json").read_text("utf-8")
+    arrays = dict(np.load(directory / "model.npz"))
+    try:
+        without_bias = {**json.loads(described), "forget_bias": 0.0}
+        (directory / "model.json").write_text(json.dumps(without_bias), "utf-8")
+        assert "decoder/lstm_kernel" in compare("cached", "eager")[0]
+        assert "decoder/lstm_bias" in compare("cached", "onednn+loop")[0]
+        (directory / "model.json").write_text(described, "utf-8")
+        for name, kind in (("params/decoder/lstm_kernel", "cached"), ("params/encoder/mixed2/branch1_1a/kernel", "frozen"),
+                           ("batch_stats/stem1/var", "frozen"), ("params/encoder/stem0/bias", "joint")):
+            changed = arrays[name].copy()
+            changed.flat[: changed.size // 2] *= 1.1
+            np.savez(directory / "model.npz", **{**arrays, name: changed})
+            assert compare(kind, "eager")[0], name
+    finally:
+        (directory / "model.npz").write_bytes(model)
+        (directory / "model.json").write_text(described, "utf-8")
+
+
+def test_distortions_are_jaxcaps(torch_python, tmp_path):
+    """Colour, for the same draws, to rounding; crop and flip, exactly."""
+    random = np.random.default_rng(0)
+    image_BHWC = random.integers(0, 256, (3, 9, 9, 3), np.uint8)
+    image_BHWC[0, 0, :2] = ((0, 0, 0), (90, 90, 90))  # no colour
+    draws = {"top_B": np.array([0, 3, 1]), "left_B": np.array([2, 0, 3]), "flip_B": np.array([True, False, True]),
+             "brightness_B": np.float32([0.1, -0.1, 0.0]), "saturation_B": np.float32([1.4, 0.6, 1.0]),
+             "hue_B": np.float32([0.03, -0.03, 0.01]), "contrast_B": np.float32([0.5, 1.5, 1.2]),
+             "contrast_last_B": np.array([True, False, True])}
+    np.savez(tmp_path / "in.npz", image=image_BHWC, **draws)
+    script = ("import sys, numpy as np, torch\n"
+              "from benchmarks.peers import torch_distort as distort\n"
+              "given = {name: torch.from_numpy(array) for name, array in np.load(sys.argv[1] + '/in.npz').items()}\n"
+              "image = given.pop('image')\n"
+              "draws = distort.Draws(**given)\n"
+              "cropped = distort.crop(image, torch.tensor([2, 0, 1]), draws, 6)\n"
+              "many = distort.draw(500, 3, distort.neutral(3), 1.0)\n"
+              "np.savez(sys.argv[1] + '/out.npz', cropped=cropped, coloured=distort.distort_colour(cropped, draws),\n"
+              "         **{name: getattr(many, name) for name in many._fields})\n")
+    subprocess.run([torch_python, "-c", script, str(tmp_path)], cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+                   check=True)
+    out = np.load(tmp_path / "out.npz")
+    for n, row in enumerate((2, 0, 1)):
+        top, left = draws["top_B"][n], draws["left_B"][n]
+        expected_HWC = image_BHWC[row, top:top + 6, left:left + 6] / np.float32(255)
+        expected_HWC = expected_HWC[:, ::-1] if draws["flip_B"][n] else expected_HWC
+        np.testing.assert_array_equal(out["cropped"][n].transpose(1, 2, 0), expected_HWC)
+        bright_HWC, factor = jnp.asarray(expected_HWC) + draws["brightness_B"][n], draws["contrast_B"][n]
+        if not draws["contrast_last_B"][n]:
+            bright_HWC = augment.adjust_contrast(bright_HWC, factor)
+        expected_HWC = augment.adjust_saturation_hue(bright_HWC, draws["saturation_B"][n], draws["hue_B"][n])
+        if draws["contrast_last_B"][n]:
+            expected_HWC = augment.adjust_contrast(expected_HWC, factor)
+        np.testing.assert_allclose(out["coloured"][n].transpose(1, 2, 0), jnp.clip(expected_HWC, 0, 1), atol=3e-6)
+    assert set(out["top_B"]) == set(out["left_B"]) == {0, 1, 2, 3} and 0.4 < out["flip_B"].mean() < 0.6
+    for name, (low, high) in {"brightness_B": (-augment.BRIGHTNESS, augment.BRIGHTNESS), "saturation_B": augment.SATURATION,
+                              "hue_B": (-augment.HUE, augment.HUE), "contrast_B": augment.CONTRAST}.items():
+        drawn = out[name]
+        assert low <= drawn.min() < low + 0.05 * (high - low) and high - 0.05 * (high - low) < drawn.max() <= high, name
+
+
+def test_a_tiny_run(torch_python, tmp_path, capsys):
+    path = tmp_path / "peers.json"
+    status = peers.main(["--tiny", "--kinds", "eval", "--forms", "eager", "channels_last", "--turns", "2", "--turn-s", "0.01",
+                         "--torch-python", torch_python, "--json", str(path)])
+    result = json.loads(path.read_text("utf-8"), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert status == 0 and result["ok"] and result["settings"]["jax"] == jax.__version__
+    for r in result["results"]:
+        assert r["loss_apart"] < comparison.LIMITS["float32"][0] and len(r["ms"]["ratio"]["turns"]) == 2
+        assert all(ms > 0 for side in ("jaxcap", "torch") for ms in r["ms"][side] + r["cpu_ms"][side])
+    assert "(best)" in capsys.readouterr().out
