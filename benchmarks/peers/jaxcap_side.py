@@ -62,13 +62,13 @@ class Side:
         arrays = {f"{name}/{path}": leaf for name, tree in zip(("params", "batch_stats"), self._model[1:], strict=True)
                   for path, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
         np.savez(self._directory / "model.npz", **arrays)
-        phases = {name: config.phases[kind.phase].optim for name, kind in KINDS.items()}
+        optims = {name: config.phases[kind.phase].optim for name, kind in KINDS.items()}
         (self._directory / "model.json").write_text(json.dumps({
             "network": [described(step) for step in captioner.encoder.steps], "size": configs.encoder_size(config),
             "dropout": config.decoder.dropout, "feature_dropout": config.encoder.dropout,
             "forget_bias": config.decoder.forget_bias, "dtype": dtype,
             "optim": {name: {"learning_rate": optim.learning_rate, "clip_norm": optim.clip_norm, "encoder_l2": optim.encoder_l2}
-                      for name, optim in phases.items()}}), "utf-8")
+                      for name, optim in optims.items()}}), "utf-8")
         return {"encoder": captioner.spec.name, "size": configs.encoder_size(config), "batch": config.batch_size,
                 "hidden": config.decoder.hidden, "vocabulary": self._of.vocabulary, "tokens": self._of.tokens}
 
