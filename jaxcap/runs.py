@@ -108,6 +108,19 @@ def load(directory: Path, *, step: int | None = None, average: int | None = None
     return Run(directory, configuration, vocabulary, captioner, model["params"], model["batch_stats"], chosen[-1])
 
 
+def take_over(begun: Run, params: PyTree, batch_stats: PyTree) -> tuple[PyTree, PyTree]:
+    """The parameters and statistics of another run. Raises `UserError` where they do not fit this one's."""
+    theirs, ours = ({jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+                     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+                    for tree in ((begun.params, begun.batch_stats), (params, batch_stats)))
+    for name in sorted(theirs | ours):
+        if theirs.get(name) != ours.get(name):
+            shapes = [str(shapes.get(name, "absent")) for shapes in (theirs, ours)]
+            raise UserError(f"start={begun.directory} does not fit this config: {name.partition('/')[2]} is {shapes[0]} there and "
+                            f"{shapes[1]} here; encoder and decoder must be the same")
+    return begun.params, begun.batch_stats
+
+
 def join(members: Sequence[Run]) -> Run:
     """The ensemble of `members` as a run; one alone stays as it is. Raises `UserError` where their vocabularies differ."""
     first, *others = members

@@ -132,25 +132,12 @@ def initial_state(configuration: Config, captioner: Captioner, devices: parallel
     init = jax.jit(captioner.init, static_argnums=1)
     params, batch_stats = init(key, configs.encoder_size(configuration))
     if begun:
-        params, batch_stats = take_over(begun, params, batch_stats)
+        params, batch_stats = runs.take_over(begun, params, batch_stats)
     elif configuration.encoder.weights and not configuration.start:
         loaded = weights.load(configuration.encoder.weights, captioner.spec,
                               {"params": params["encoder"], "batch_stats": batch_stats})
         params, batch_stats = {**params, "encoder": loaded["params"]}, loaded.get("batch_stats", {})
     return devices.replicate(TrainState(jnp.int32(0), params, batch_stats, (), jax.random.fold_in(key, 1)))
-
-
-def take_over(begun: runs.Run, params: PyTree, batch_stats: PyTree) -> tuple[PyTree, PyTree]:
-    """The parameters and statistics of another run. Raises `UserError` where they do not fit this one's."""
-    theirs, ours = ({jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-                     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-                    for tree in ((begun.params, begun.batch_stats), (params, batch_stats)))
-    for name in sorted(theirs | ours):
-        if theirs.get(name) != ours.get(name):
-            shapes = [str(shapes.get(name, "absent")) for shapes in (theirs, ours)]
-            raise UserError(f"start={begun.directory} does not fit this config: {name.partition('/')[2]} is {shapes[0]} there and "
-                            f"{shapes[1]} here; encoder and decoder must be the same")
-    return begun.params, begun.batch_stats
 
 
 def phase_steps(phase: configs.Phase, examples: pipeline.Examples, batch_size: int) -> int:
