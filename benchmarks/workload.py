@@ -142,10 +142,12 @@ class Step:
 
     def __call__(self) -> PyTree:
         """Dispatches one step and returns what it reports."""
-        if not self._train:
-            return self._step(*self._arguments())
-        self._state, metrics = self._step(*self._arguments())
-        return metrics
+        if self._train:
+            self._state, reported = self._step(*self._arguments())
+        else:
+            reported = self._step(*self._arguments())
+        self.devices.pace(reported)
+        return reported
 
     @property
     def params(self) -> PyTree:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxcap import memory
 from jaxcap.errors import UserError
 from jaxcap.step import AXIS
 
@@ -24,8 +25,11 @@ def initialize() -> None:
     """What a command does before it touches a device.
 
     Keeps compiled programs in ~/.cache/jaxcap/compiled unless JAX_COMPILATION_CACHE_DIR names another place, and joins
-    the other hosts of a run when JAX_COORDINATOR_ADDRESS is set (also JAX_NUM_PROCESSES, JAX_PROCESS_ID).
+    the other hosts of a run when JAX_COORDINATOR_ADDRESS is set (also JAX_NUM_PROCESSES, JAX_PROCESS_ID). Host memory
+    that a step frees is kept for the next one, unless JAXCAP_KEEP_MEMORY is 0.
     """
+    if os.environ.get("JAXCAP_KEEP_MEMORY") != "0":
+        memory.keep()
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/jaxcap/compiled").expanduser()))
     if os.environ.get("JAX_COORDINATOR_ADDRESS") and not jax.distributed.is_initialized():
@@ -45,6 +49,7 @@ class Parallel:
     def __init__(self, mode: str = "shard_map", devices: list | None = None):
         self.mode = mode
         self.mesh = Mesh(np.array(devices or jax.devices()), (AXIS,))
+        self._paced: PyTree = None
 
     @property
     def size(self) -> int:
@@ -57,6 +62,16 @@ class Parallel:
             near = max(batch_size // self.size, 1) * self.size
             raise UserError(f"{key}={batch_size} cannot be divided by the {self.size} devices of this run; "
                             f"use a multiple of {self.size}, such as {key}={near}")
+
+    def pace(self, reported: PyTree) -> None:
+        """Waits, on CPUs, for the step before the one that will report `reported`, so that one runs and one waits in line.
+
+        A CPU takes memory for every step in line, and virtual devices with many may wait for each other for ever. Elsewhere
+        steps line up freely.
+        """
+        if self.mesh.devices.flat[0].platform == "cpu":
+            jax.block_until_ready(self._paced)
+            self._paced = reported
 
     def replicate(self, tree: PyTree) -> PyTree:
         """`tree` whole on every device."""

@@ -192,6 +192,7 @@ def run_phase(session: Session, state: TrainState, number: int, total: int, posi
     for done in range(position["phase_step"] + 1, total + 1):
         batch = draw(state, devices.shard(Batch(**next(iterator))), table)
         state, metrics = step_fn(state, batch, table)
+        devices.pace(metrics)
         saving = done % every == 0 or done == total or session.stop
         if waiting and (done - 1) % config.log_every == 0:
             report(done - 1)

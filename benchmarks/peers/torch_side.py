@@ -1,6 +1,5 @@
 """PyTorch's side: forms of the step, made ready, checked and timed when `__main__` asks."""
 
-import ctypes
 import json
 import os
 import signal
@@ -12,6 +11,7 @@ import torch
 
 from benchmarks.peers import forms
 from benchmarks.peers.torch_step import Step
+from jaxcap import memory
 from jaxcap.errors import UserError
 
 
@@ -20,7 +20,7 @@ class Side:
 
     def __init__(self, directory: Path):
         self._directory, self._steps = directory, {}
-        _keep_memory()
+        memory.keep()
 
     def hello(self) -> dict:
         return {"version": torch.__version__, "cuda": torch.cuda.is_available()}
@@ -102,10 +102,3 @@ class Side:
     def _precise(precise: bool) -> None:
         """Full float32, or TF32 as XLA multiplies where nothing else is asked for."""
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not precise
-
-
-def _keep_memory() -> None:
-    """Has glibc keep what is freed, as jemalloc would: else every step on a CPU asks the kernel for most of its memory anew."""
-    if hasattr(ctypes.CDLL(None), "mallopt"):
-        for setting, value in ((-4, 0), (-1, 2**31 - 1), (-8, 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX
-            ctypes.CDLL(None).mallopt(setting, value)

@@ -1,0 +1,50 @@
+"""What a step frees stays with the process, and only as many steps are in line as their memory allows."""
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxcap import parallel
+
+# Runs a program that needs 128 MiB, twenty times, and prints how many pages the kernel had to bring.
+PAGES = """
+import resource
+import jax, jax.numpy as jnp
+from jaxcap import parallel
+parallel.initialize()
+ask = jax.jit(lambda x: jnp.outer(x, x) + 1)
+x = jnp.ones(5793)
+for _ in range(20):  # until the holes that small pieces leave are found
+    ask(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    ask(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def pages(**environment: str) -> int:
+    done = subprocess.run([sys.executable, "-c", PAGES], env={**os.environ, "JAX_PLATFORMS": "cpu", **environment}, text=True, capture_output=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
+def test_freed_memory_is_kept_for_the_next_step():
+    kept, given_back = pages(), pages(JAXCAP_KEEP_MEMORY="0")
+    assert given_back > 20 * 50  # pages of 2 MiB would still be 64 a call
+    assert kept < given_back / 10
+
+
+def test_a_cpu_is_two_steps_ahead_at_most(monkeypatch):
+    waited = []
+    monkeypatch.setattr(jax, "block_until_ready", waited.append)
+    devices = parallel.Parallel()
+    first, second = jnp.float32(1), jnp.float32(2)
+    devices.pace(first)
+    devices.pace(second)
+    assert waited == ([None, first] if jax.default_backend() == "cpu" else [])
