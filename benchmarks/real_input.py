@@ -52,7 +52,8 @@ class Source:
         tokens_NT1 = workload.tokens(np.random.default_rng(3), self.of, count * CAPTIONS)
         examples = pipeline.Examples(tokens_NT1, np.repeat(np.arange(count, dtype=np.int32), CAPTIONS),
                                      np.full(len(tokens_NT1), self.of.tokens - 1), cut=0, empty=0, unknown=0)
-        batches = pipeline.Batches(examples, batch_size=batch, seed=0, total=1 << 30, kind=name, fetch=fetch)
+        batches = pipeline.Batches(examples, batch_size=batch, seed=0, total=1 << 30, kind=name, fetch=fetch,
+                                   together=kind.together)
         fed = Feed(pipeline.iterate(batches, workers=workers), workers)
         next(fed)  # workers take seconds to start
         return fed
@@ -68,7 +69,9 @@ class Feed:
         return self
 
     def __next__(self) -> Batch:
-        return Batch(**next(self._iterator))
+        item = next(self._iterator)
+        alone = item["tokens_BT1"].shape[1] == 1
+        return Batch(**{name: array[:, 0] if alone else array for name, array in item.items()})
 
     def use_up(self) -> None:
         """Drops what was read ahead while nobody took it, so that a slow feed does not look fast for its first steps."""

@@ -16,10 +16,11 @@ import jax
 from benchmarks import real_input, timing, top_ops, workload
 from benchmarks.step_report import THEN_BATCH, THEN_S, comparison, heading, input_of, named, notes, rows, to_go_s
 from benchmarks.timing import Peak, short
-from benchmarks.workload import KINDS
+from benchmarks.workload import CACHED_8
 from jaxcap import losses, parallel
 from jaxcap.errors import UserError, run_command
 
+KINDS = {**workload.KINDS, CACHED_8.name: CACHED_8}
 INPUTS = ("synthetic", "real")
 LONG_S = 90  # from here on what is still to do is worth a word
 
@@ -36,14 +37,14 @@ def measure(kind: workload.Kind, of: workload.Settings, model: tuple, batch: int
     compile_s = time.perf_counter() - ready
     if fed:
         fed.use_up()
-    timed = timing.time_calls(step, repeats=arguments.repeats, calls=arguments.steps_per_repeat)
+    timed = timing.time_calls(step, repeats=arguments.repeats, calls=arguments.steps_per_repeat, steps=step.together)
     last_loss = step.loss(step())
     if not math.isfinite(last_loss):
         raise RuntimeError(f"the loss of the {kind.name} step is {last_loss}: its time means nothing")
     devices, seconds = step.devices.size, timed.ms / 1000
     result = {
         "kind": kind.name, "batch": batch, "input": "real" if fed else "synthetic", "dtype": of.config.encoder.dtype,
-        "parallel": of.config.parallel, "skips_cnn": kind.cached, "ms": timed.to_dict(),
+        "parallel": of.config.parallel, "skips_cnn": kind.cached, "steps_per_dispatch": step.together, "ms": timed.to_dict(),
         "scaled_down": not arguments.repeats and len(timed.repeats_ms) < timing.MOST,
         "photos_per_s_per_device": batch / seconds / devices,
         "set_up_s": ready - start, "compile_s": compile_s, "loss": [loss, last_loss],
@@ -104,6 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m benchmarks.step_time", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Times one step at the settings of configs/im2txt.py, with jaxcap's own step, wrapped as training wraps it.\n\n"
                     "  cached   decoder only, from features that are resident on the device; it skips the CNN (marked *)\n"
+                    "  cached_8 the same, eight steps a dispatch, as training sends them to an accelerator\n"
                     "  eval     loss of a batch of photos, central crop, no gradients\n"
                     "  frozen   phase 1: distortions, frozen CNN, decoder learns\n"
                     "  joint    phase 2: distortions, everything learns, batch statistics, L2\n\n"
@@ -135,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=0, metavar="N",
                         help=f"timings (default: {timing.MOST}, or {timing.FEWEST} where a step is slow)")
     parser.add_argument("--steps-per-repeat", type=int, default=0, metavar="N",
-                        help=f"steps a timing, dispatched without waiting (default: about {timing.REPEAT_S} s of them)")
+                        help=f"dispatches a timing, without waiting in between (default: about {timing.REPEAT_S} s of them)")
     parser.add_argument("--peak-tflops", type=float, metavar="X", help="the device's peak, where the table does not have it")
     parser.add_argument("--peak-gb-per-s", type=float, metavar="X", help="and that of its memory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")

@@ -87,12 +87,12 @@ def initialize() -> None:
     jax.config.update("jax_enable_compilation_cache", "JAX_COMPILATION_CACHE_DIR" in os.environ)
 
 
-def time_calls(call: Callable[[], Any], *, repeats: int = 0, calls: int = 0) -> Timing:
+def time_calls(call: Callable[[], Any], *, repeats: int = 0, calls: int = 0, steps: int = 1) -> Timing:
     """Times a function that is compiled already and that returns what has to be waited for.
 
     Every repeat dispatches `calls` calls without waiting in between, as training does, and then waits for the device. The
     first calls warm up and do not count. With 0 the numbers follow from the warm-up: MOST repeats of about REPEAT_S, or
-    FEWEST of one call where a call takes longer than SLOW_STEP_S.
+    FEWEST of one call where a call takes longer than SLOW_STEP_S. A call takes `steps` steps: times are those of one.
     """
 
     def run(count: int) -> float:
@@ -107,7 +107,7 @@ def time_calls(call: Callable[[], Any], *, repeats: int = 0, calls: int = 0) -> 
         one_s = run(2)
     calls = calls or max(round(REPEAT_S / one_s), 1)
     repeats = repeats or (MOST if one_s < SLOW_STEP_S else FEWEST)
-    return Timing(tuple(1000 * run(calls) for _ in range(repeats)), calls)
+    return Timing(tuple(1000 * run(calls) / steps for _ in range(repeats)), calls)
 
 
 def machine() -> dict:

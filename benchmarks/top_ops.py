@@ -34,7 +34,7 @@ def trace(step: Callable[[], Any], directory: Path, scopes: dict[str, str]) -> l
 
 def scopes(hlo: str) -> dict[str, str]:
     """Where in the source each operation of a compiled program comes from, by its name."""
-    return {name: scope.removeprefix("jit(train_step)/")
+    return {name: re.sub(r"^jit\(train_steps?\)/", "", scope)
             for name, scope in re.findall(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*?op_name="([^"]*)"', hlo, re.MULTILINE)}
 
 

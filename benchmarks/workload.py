@@ -82,12 +82,14 @@ def tokens(random: np.random.Generator, of: Settings, batch: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of step. phase: of configs/im2txt.py. cached: it reads features that were computed before, no photos."""
+    """A kind of step. phase: of configs/im2txt.py. cached: it reads features that were computed before, no photos. together: steps
+    a dispatch."""
 
     name: str
     phase: int = FROZEN
     cached: bool = False
     train: bool = True
+    together: int = 1
 
 
 KINDS = {kind.name: kind for kind in (
@@ -96,12 +98,13 @@ KINDS = {kind.name: kind for kind in (
     Kind("frozen"),
     Kind("joint", phase=JOINT),
 )}
+CACHED_8 = Kind("cached_8", cached=True, together=8)  # as training sends them to an accelerator
 
 
 class Step:
     """One kind of step on the devices, ready to be called again and again, put together as `jaxcap.train` does it.
 
-    The state is donated, photos or features are resident on the device, and every call sends it another batch of token ids
+    A call takes `kind.together` steps. The state is donated, photos or features are resident on the device, and every call sends it another batch of token ids
     and row numbers; or, with `fed`, nothing is resident and every call sends the next batch of that (`benchmarks.real_input`).
     """
 
@@ -116,7 +119,7 @@ class Step:
             rows = FEATURE_ROWS if kind.cached else 4 * batch
             table = features(random, rows, captioner.spec.features) if kind.cached else photos(random, rows, config.data.size)
             self._table = self.devices.replicate(table)
-            self._batches = _batches(random, of, batch, rows)
+            self._batches = _batches(random, of, batch, rows, kind.together)
         size = configs.encoder_size(config)
         params, batch_stats = self.devices.replicate((params, batch_stats))
         if kind.train:
@@ -124,7 +127,8 @@ class Step:
             opt_state = self.devices.replicate(jax.jit(optimizer.init)(optim.split_params(params, phase)[0]))
             self._state = TrainState(jnp.int32(0), params, batch_stats, opt_state, jax.random.PRNGKey(seed))
             self._state = self.devices.replicate(self._state)
-            self._function = functools.partial(steps.train_step, captioner=captioner, phase=phase, optimizer=optimizer,
+            function = steps.train_steps if kind.together > 1 else steps.train_step
+            self._function = functools.partial(function, captioner=captioner, phase=phase, optimizer=optimizer,
                                                augment=augment.augmentation(config.augment, size))
             self._wrap = {"in_sharded": (False, True, False), "donate": (0,)}
         else:
@@ -132,7 +136,7 @@ class Step:
             self._function = functools.partial(steps.eval_step, captioner=captioner,
                                                crop=functools.partial(augment.central_crop, size=size))
             self._wrap = {"in_sharded": (False, False, True, False)}
-        self._train = kind.train
+        self._train, self.together = kind.train, kind.together
         self._step = self.devices.wrap(self._function, **self._wrap)
 
     def lower(self) -> jax.stages.Lowered:
@@ -141,7 +145,7 @@ class Step:
         return wrapped.lower(*self._arguments())
 
     def __call__(self) -> PyTree:
-        """Dispatches one step and returns what it reports."""
+        """Dispatches one step, or those that go together, and returns what it reports."""
         if self._train:
             self._state, reported = self._step(*self._arguments())
         else:
@@ -155,15 +159,16 @@ class Step:
         return self._state.params if self._train else self._state[0]
 
     def loss(self, reported: PyTree) -> float:
-        """Nats per token of a step that has been dispatched."""
-        return float(reported.loss) if self._train else float(reported[0] / reported[1])
+        """Nats per token of a step that has been dispatched, the last one of a call."""
+        return float(np.ravel(reported.loss)[-1]) if self._train else float(reported[0] / reported[1])
 
     def _arguments(self) -> tuple:
         batch = self.devices.shard(next(self._batches))
         return (self._state, batch, self._table) if self._train else (*self._state, batch, self._table)
 
 
-def _batches(random: np.random.Generator, of: Settings, batch: int, rows: int) -> Iterator[Batch]:
-    drawn = [Batch(tokens_BT1=tokens(random, of, batch), index_B=random.integers(0, rows, batch).astype(np.int32))
-             for _ in range(8)]
+def _batches(random: np.random.Generator, of: Settings, batch: int, rows: int, together: int) -> Iterator[Batch]:
+    shape = (batch,) if together == 1 else (batch, together)
+    drawn = [Batch(tokens_BT1=tokens(random, of, batch * together).reshape(*shape, -1),
+                   index_B=random.integers(0, rows, shape).astype(np.int32)) for _ in range(8)]
     return itertools.cycle(drawn)

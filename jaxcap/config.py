@@ -160,6 +160,7 @@ class Config:
     start: str = ""  # a run that this one goes on from: its vocabulary and the parameters of its best checkpoint
     seed: int = 0
     batch_size: int = 32  # photos a step over all devices
+    steps_per_dispatch: int = 0  # steps sent to the devices at once; 0: 8 where the data is resident on an accelerator, else 1
     data: Data = field(default_factory=Data)
     vocabulary: Vocabulary = field(default_factory=Vocabulary)
     encoder: Encoder = field(default_factory=Encoder)
@@ -274,6 +275,10 @@ def check(config: Config) -> Config:
     for key in [k for k in values if k.endswith("dropout") or k.endswith("label_smoothing")]:
         if not 0 <= values[key] < 1:
             raise UserError(f"{key} must be in [0, 1), not {values[key]}")
+    if config.steps_per_dispatch < 0:
+        raise UserError(f"steps_per_dispatch must not be negative, not {config.steps_per_dispatch}")
+    if config.steps_per_dispatch > 1 and any(phase.objective == "reward" for phase in config.phases):
+        raise UserError("steps_per_dispatch must be 0 or 1 where a phase's objective is 'reward': its captions are drawn step by step")
     if config.encoder.size > config.data.size:
         raise UserError(f"encoder.size {config.encoder.size} is larger than data.size {config.data.size}: "
                         "photos are stored at data.size and cropped to encoder.size")

@@ -56,6 +56,11 @@ class Parallel:
         """Devices over all hosts."""
         return self.mesh.size
 
+    @property
+    def platform(self) -> str:
+        """ "cpu", "gpu" or "tpu"."""
+        return self.mesh.devices.flat[0].platform
+
     def check_batch(self, batch_size: int, key: str = "batch_size") -> None:
         """Raises `UserError` where `batch_size` cannot be shared out evenly."""
         if batch_size % self.size:
@@ -69,7 +74,7 @@ class Parallel:
         A CPU takes memory for every step in line, and virtual devices with many may wait for each other for ever. Elsewhere
         steps line up freely.
         """
-        if self.mesh.devices.flat[0].platform == "cpu":
+        if self.platform == "cpu":
             jax.block_until_ready(self._paced)
             self._paced = reported
 

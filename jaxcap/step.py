@@ -3,6 +3,7 @@
 No jit and no device is named here; `parallel.py` wraps these functions. All arrays are the device's own share.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -131,6 +132,13 @@ def train_step(state: TrainState, batch: Batch, table: Array | None, *, captione
     norms = {name: optax.tree.norm(tree) for name, tree in parts.items()}
     mean_reward = jax.lax.pmean(batch.reward_B.mean(), AXIS) if rewarded else jnp.float32(0)
     return new, Metrics(jax.lax.psum(total, AXIS) / tokens, mean_reward, optax.tree.norm(grads), norms, tokens)
+
+
+def train_steps(state: TrainState, batches: Batch, table: Array | None, **settings) -> tuple[TrainState, Metrics]:
+    """`train_step` on one batch after another in one dispatch. Arrays of `batches` are [B, K, …], metrics are [K]."""
+    batches = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), batches)
+    step = functools.partial(train_step, **settings)
+    return jax.lax.scan(lambda state, batch: step(state, batch, table), state, batches, unroll=len(batches.tokens_BT1) == 1)
 
 
 def draw_step(state: TrainState, batch: Batch, table: Array | None, references: reward.References, *, captioner: Captioner,

@@ -31,8 +31,9 @@ from jaxcap.errors import UserError, run_command
 from jaxcap.step import Batch, TrainState
 
 PyTree = Any
+TOGETHER = 8  # steps that an accelerator is sent at once where nothing but row numbers is sent with them
 # Where a run, or a phase of it, begins; `save` writes such a position into every checkpoint.
-BEGINNING = {"step": 0, "phase": 0, "phase_step": 0, "data": None, "smoothed": None, "words": 0}
+BEGINNING = {"step": 0, "phase": 0, "phase_step": 0, "data": None, "smoothed": None, "words": 0, "together": 0}
 
 
 @dataclasses.dataclass
@@ -145,6 +146,17 @@ def phase_steps(phase: configs.Phase, examples: pipeline.Examples, batch_size: i
     return phase.steps or max(round(phase.epochs * pipeline.per_epoch(examples, batch_size)), 1)
 
 
+def steps_per_dispatch(config: Config, devices: parallel.Parallel, phase: configs.Phase, examples: pipeline.Examples, *,
+                       resident: bool) -> int:
+    """Steps that go to the devices at once. Few data go in fewer, so that most batches still find others of their length."""
+    if config.steps_per_dispatch or phase.objective == "reward":
+        return max(config.steps_per_dispatch, 1)
+    if not resident or devices.platform == "cpu":
+        return 1
+    buckets = len(config.data.length_buckets) + 1
+    return max(min(TOGETHER, pipeline.per_epoch(examples, config.batch_size) // (4 * buckets)), 1)
+
+
 def run_phase(session: Session, state: TrainState, number: int, total: int, position: dict) -> TrainState:
     """Trains one phase from `position` on and returns the state after it, or after the step at which it was stopped."""
     config, devices, keeper, log = session.config, session.devices, session.keeper, session.journal
@@ -163,43 +175,48 @@ def run_phase(session: Session, state: TrainState, number: int, total: int, posi
     if statistics:
         decoder = {**state.params["decoder"], **devices.replicate(statistics)}
         state = state._replace(params={**state.params, "decoder": decoder})
+    together = position["together"] or steps_per_dispatch(config, devices, phase, session.examples, resident=table is not None)
     batches = pipeline.Batches(
         session.examples, batch_size=config.batch_size, seed=config.seed * 1000 + number, total=total, kind=kind,
         fetch=fetch, buckets=config.data.length_buckets if phase.objective == "captions" else (),
-        numbered=phase.objective == "reward", host=jax.process_index(), hosts=jax.process_count())
+        together=together, numbered=phase.objective == "reward", host=jax.process_index(), hosts=jax.process_count())
     iterator = pipeline.iterate(batches, workers=config.data.workers if table is None else 0)
     if position["data"] is not None:
         iterator.set_state(position["data"])
     distort = augment.augmentation(config.augment, configs.encoder_size(config))
     step_fn = devices.wrap(
-        functools.partial(steps.train_step, captioner=session.captioner, phase=phase, optimizer=optimizer, augment=distort,
+        functools.partial(steps.train_steps, captioner=session.captioner, phase=phase, optimizer=optimizer, augment=distort,
                           own=optim.own_words(phase, int(state.step) - position["phase_step"], total)),
         in_sharded=(False, True, False), donate=(0,))
-    draw = drawer(session, phase, distort) if phase.objective == "reward" else lambda state, batch, table: batch
+    draw = drawer(session, phase, distort) if phase.objective == "reward" else lambda state, item, table: item
     every = config.checkpoints.every_steps or max(round(config.checkpoints.every_epochs * per_epoch), 1)
     first = int(state.step) - position["phase_step"]  # the run's step at which this phase began
     waiting: list[steps.Metrics] = []
 
     def report(done: int) -> None:
-        # `waiting` are the metrics of the steps up to `done`; reading them waits for the device, so it is one step late.
-        read = jax.device_get(waiting)
+        # `waiting` are the metrics of the steps up to `done`; reading them waits for the device, so it is one dispatch late.
+        read = [jax.tree.map(lambda x: x[i], part) for part in jax.device_get(waiting) for i in range(len(part.loss))]
         waiting.clear()
         check_finite(read, first + done, session)
         log.training(first + done, [float(m.loss) for m in read], epoch=round(done / per_epoch, 4), phase=phase.name,
                      learning_rate=float(learning_rate(done - 1)), grad_norm=float(read[-1].norm),
                      **({"reward": float(np.mean([m.reward for m in read]))} if phase.objective == "reward" else {}))
 
-    for done in range(position["phase_step"] + 1, total + 1):
-        batch = draw(state, devices.shard(Batch(**next(iterator))), table)
-        state, metrics = step_fn(state, batch, table)
+    done = reported = position["phase_step"]
+    for item in iterator:
+        state, metrics = step_fn(state, draw(state, devices.shard(Batch(**item)), table), table)
         devices.pace(metrics)
-        saving = done % every == 0 or done == total or session.stop
-        if waiting and (done - 1) % config.log_every == 0:
-            report(done - 1)
+        before, done = done, done + item["tokens_BT1"].shape[1]
+        saving = done // every > before // every or done == total or session.stop
+        if before // config.log_every > reported // config.log_every:
+            report(before)
+            reported = before
         waiting.append(metrics)
         if saving:
             report(done)
-            save(session, state, number, done, first, iterator.get_state(), val_features, score=not session.stop)
+            reported = done
+            save(session, state, done, first, val_features, {"phase": number, "data": iterator.get_state(), "together": together},
+                 score=not session.stop)
         if session.stop:
             break
     keeper.wait()
@@ -211,11 +228,15 @@ def drawer(session: Session, phase: configs.Phase, distort: Callable) -> Callabl
     devices, words = session.devices, session.evaluator.vocab
     encoded = [[words.encode(caption, reward.LONGEST) for caption in captions] for captions in session.train_split.captions]
     references = devices.replicate(reward.references(encoded, words.words))
-    draw = devices.wrap(
-        functools.partial(steps.draw_step, captioner=session.captioner, phase=phase, augment=distort,
-                          max_words=session.config.data.max_words),
-        in_sharded=(False, True, False, False), out_sharded=True, typed=False)
-    return lambda state, batch, table: draw(state, batch, table, references)
+    step = functools.partial(steps.draw_step, captioner=session.captioner, phase=phase, augment=distort,
+                             max_words=session.config.data.max_words)
+
+    def draw_item(state, item, table, references):  # of one batch [B, 1, …], as `train_steps` takes them
+        drawn = step(state, jax.tree.map(lambda x: x[:, 0], item), table, references)
+        return jax.tree.map(lambda x: x[:, None], drawn)
+
+    draw = devices.wrap(draw_item, in_sharded=(False, True, False, False), out_sharded=True, typed=False)
+    return lambda state, item, table: draw(state, item, table, references)
 
 
 def feed(session: Session, state: TrainState, phase: configs.Phase):
@@ -248,20 +269,20 @@ def feed(session: Session, state: TrainState, phase: configs.Phase):
     return kind, fetch, None, val_features, statistics
 
 
-def save(session: Session, state: TrainState, number: int, done: int, first: int, data: Any,
-         val_features: np.ndarray | None, *, score: bool) -> None:
-    """Scores the val split, unless told not to, and writes a checkpoint in the background."""
+def save(session: Session, state: TrainState, done: int, first: int, val_features: np.ndarray | None, position: dict, *,
+         score: bool) -> None:
+    """Scores the val split, unless told not to, and writes a checkpoint in the background; `position` goes into it."""
     config, log = session.config, session.journal
     scores = None
-    if score and config.eval_during and config.phases[number].objective != "words":
+    if score and config.eval_during and config.phases[position["phase"]].objective != "words":
         captions = session.evaluator.captions(state.params, state.batch_stats, val_features)
         scores = session.evaluator.scores(captions)
         per_epoch = pipeline.per_epoch(session.examples, config.batch_size)
         log.scores(first + done, round(done / per_epoch, 4), config.data.val, scores)
         shown = " ".join(f"{name} {scores[name]:.2f}" for name in ("bleu4", "cider"))
         log.say(f"step {first + done}: loss {log.smoothed:.3f}, {config.data.val} {shown}  “{next(iter(captions.values())).text}”")
-    session.keeper.save(state, {"step": first + done, "phase": number, "phase_step": done, "data": data,
-                                "smoothed": log.smoothed, "words": len(session.evaluator.vocab)}, scores)
+    session.keeper.save(state, {**position, "step": first + done, "phase_step": done, "smoothed": log.smoothed,
+                                "words": len(session.evaluator.vocab)}, scores)
     log.pause()
 
 

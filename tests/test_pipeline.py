@@ -31,8 +31,9 @@ def batches(examples, total=100, seed=0, **settings):
     return pipeline.Batches(examples, seed=seed, total=total, **settings)
 
 
-def rows_of(batch):
-    return [(int(i), *(int(t) for t in tokens if t != PAD)) for i, tokens in zip(batch["index_B"], batch["tokens_BT1"])]
+def rows_of(item):
+    index, tokens = item["index_B"].reshape(-1), item["tokens_BT1"].reshape(-1, item["tokens_BT1"].shape[-1])
+    return [(int(i), *(int(t) for t in row if t != PAD)) for i, row in zip(index, tokens)]
 
 
 @pytest.mark.parametrize("buckets", [(), (3, 5, 8)])
@@ -53,9 +54,33 @@ def test_buckets_pad_only_to_the_next_length(examples):
     lengths = set()
     for k in range(source.per_epoch):
         tokens_BT1 = source[k]["tokens_BT1"]
+        tokens_BT1 = tokens_BT1[:, 0]
         lengths.add(tokens_BT1.shape[1])
         assert (tokens_BT1[:, 0] == BOS).all() and ((tokens_BT1 == EOS).sum(axis=1) == 1).all()
     assert lengths == {5, 7, 10}
+
+
+@pytest.mark.parametrize("buckets", [(), (3, 5, 8)])
+def test_batches_that_go_together_are_an_epoch_too(examples, buckets):
+    alone, together = batches(examples, buckets=buckets), batches(examples, buckets=buckets, together=3)
+    one = [together[k] for k in range(together.items_per_epoch)]
+    sizes = [item["tokens_BT1"].shape[1] for item in one]
+    assert sum(sizes) == together.per_epoch == alone.per_epoch == 13 and sorted(sizes)[1:] == [3] * 4
+    seen = [row for item in one for row in rows_of(item)]
+    everything = [(int(p), *(int(t) for t in tokens if t != PAD)) for p, tokens in zip(examples.photo_N, examples.tokens_NT1)]
+    assert len(seen) == 104 and all(seen.count(row) <= everything.count(row) for row in set(seen))
+    if buckets:  # what goes together is of one length, and some of it is short
+        assert {item["tokens_BT1"].shape[2] for item in one} > {10}
+
+
+def test_the_last_item_ends_with_the_last_batch(examples):
+    for total in (1, 12, 13, 14, 31, 39):
+        source = batches(examples, total=total, buckets=(3, 5, 8), together=4)
+        sizes = [source[k]["tokens_BT1"].shape[1] for k in range(len(source))]
+        assert sum(sizes) == total and min(sizes) > 0
+        longer = batches(examples, total=1000, buckets=(3, 5, 8), together=4)
+        for k in range(len(source)):  # the same but for the end
+            assert rows_of({name: array[:, :sizes[k]] for name, array in longer[k].items()}) == rows_of(source[k])
 
 
 def test_batches_depend_on_seed_and_number_alone(examples):
@@ -89,7 +114,7 @@ def test_fewer_captions_than_a_batch_still_make_one():
     split = split_of([["a b"], ["b a"]])
     few = pipeline.encode(split, vocab.build(["a b"], min_count=1), 4)
     batch = batches(few)[0]
-    assert batch["tokens_BT1"].shape == (8, 6) and set(batch["index_B"]) == {0, 1}
+    assert batch["tokens_BT1"].shape == (8, 1, 6) and set(batch["index_B"].flat) == {0, 1}
 
 
 def test_captions_that_are_long_empty_or_unknown_are_counted():
@@ -104,4 +129,5 @@ def test_captions_that_are_long_empty_or_unknown_are_counted():
 
 def test_photos_are_fetched_by_row(examples):
     source = batches(examples, kind="image_BHWC", fetch=lambda rows: rows[:, None, None, None].astype(np.uint8))
-    np.testing.assert_array_equal(source[2]["image_BHWC"][:, 0, 0, 0], batches(examples)[2]["index_B"])
+    assert source[2]["image_BHWC"].shape == (8, 1, 1, 1, 1)
+    np.testing.assert_array_equal(source[2]["image_BHWC"][:, :, 0, 0, 0], batches(examples)[2]["index_B"])

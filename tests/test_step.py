@@ -95,6 +95,24 @@ def test_one_device_equals_eight_equals_pmap(phase):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one, other)
 
 
+@pytest.mark.parametrize(("mode", "count"), [("shard_map", 8), ("pmap", 8), ("shard_map", 1)])
+@pytest.mark.parametrize("phase", [FROZEN, JOINT], ids=["frozen", "joint"])
+def test_steps_that_go_together_are_the_steps_one_by_one(phase, mode, count):
+    batches = [batch_of(seed=seed) for seed in range(3)]
+    devices, optimizer, function = compiled(mode, count, phase)
+    one, reported = devices.replicate(start(phase, optimizer)), []
+    for batch in batches:
+        one, metrics = function(one, devices.shard(batch), None)
+        reported.append(jax.device_get(metrics))
+    many = devices.wrap(functools.partial(steps.train_steps, captioner=CAPTIONER, phase=phase, optimizer=optimizer,
+                                          augment=augmentation(Augment(), SIZE)), in_sharded=(False, True, False))
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *batches)
+    together = jax.device_get(many(devices.replicate(start(phase, optimizer)), devices.shard(stacked), None))
+    one = jax.device_get(one), jax.tree.map(lambda *leaves: np.stack(leaves), *reported)
+    assert together[1].loss.shape == (3,) and together[0].step == 3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one, together)
+
+
 def test_statistics_per_device_differ_from_synchronized_ones():
     per_device = run("shard_map", 8, Phase("all", "all", steps=1, batch_norm="batch", optim=JOINT.optim), batch_of(), times=1)
     synchronized = run("shard_map", 8, JOINT, batch_of(), times=1)

@@ -104,6 +104,27 @@ def test_stop_and_resume_is_bit_for_bit_the_run_that_never_stopped(data, finishe
     assert losses(directory) == losses(finished)
 
 
+def test_several_steps_a_dispatch_stop_and_resume_alike(data, tmp_path, monkeypatch):
+    several = settings(data, "steps_per_dispatch=3", "phases.0.steps=19", "eval_during=false")
+    assert train.main([*several, "--run-dir", str(tmp_path / "whole")]) == 0
+    whole = losses(tmp_path / "whole")
+    assert max(whole) == 19 and len(whole) == 8  # an epoch of 8 batches is 3, 3 and 2; the third ends at its third
+    assert (tmp_path / "whole" / "checkpoints" / "19").exists()
+    save = train.save
+
+    def stop_after_the_first(session, *rest, **more):
+        save(session, *rest, **more)
+        session.stop.number = signal.SIGTERM
+
+    monkeypatch.setattr(train, "save", stop_after_the_first)
+    assert train.main([*several, "--run-dir", str(tmp_path / "stopped")]) == 143
+    monkeypatch.setattr(train, "save", save)
+    assert 0 < max(losses(tmp_path / "stopped")) < 19
+    monkeypatch.setattr(train, "steps_per_dispatch", None)  # a run keeps what it began with, whatever the device
+    assert train.main(["--resume", str(tmp_path / "stopped")]) == 0
+    assert losses(tmp_path / "stopped") == whole
+
+
 def test_resume_under_another_config_is_refused_with_the_differences(data, finished, capsys):
     before = sorted(p.name for p in finished.rglob("*"))
     with pytest.raises(UserError, match="decoder.hidden: 16 → 32.*seed: 0 → 1"):

@@ -1,6 +1,6 @@
 """Batches of a split: shuffled pairs of photo and caption, cut and padded, served by grain with a position to save.
 
-Every (photo, caption) pair is one example, as in im2txt. Batch k of a run is a function of the seed and k alone, so the
+Every (photo, caption) pair is one example, as in im2txt. What is served k-th is a function of the seed and k alone, so the
 position in the data is one number and any host can make its own rows.
 """
 
@@ -58,11 +58,14 @@ def encode(split: Split, vocab: Vocab, max_words: int) -> Examples:
 
 
 class Batches:
-    """Batches by number, a random-access source for grain.
+    """What goes to the device at once, by number: `together` batches, or fewer. A random-access source for grain.
 
-    An epoch is a new permutation of all pairs. With `buckets`, a batch holds captions of similar length and is padded to
-    the next bucket only; without, to the longest caption allowed. What does not fill a batch at the end of an epoch is left
-    to the next permutation, so that every batch has one shape per bucket.
+    An epoch is a new permutation of all pairs. With `buckets`, batches that go together hold captions of similar length and are
+    padded to the next bucket only; without, to the longest caption allowed. What does not fill a batch at the end of an
+    epoch is left to the next permutation, so that every epoch has the same number of batches.
+
+    An item has arrays [B, K, …]: K batches side by side, their rows first, as the devices share them out. Only the last item
+    of an epoch's longest bucket, and the last of all, may have a smaller K.
 
     Args:
       examples: the pairs.
@@ -72,22 +75,30 @@ class Batches:
       kind: name of what is fed beside `tokens_BT1`: "index_B", "image_BHWC" or "features_BPF".
       fetch: rows of the split → that array.
       buckets: caption lengths in words, rising; the longest allowed is one by itself.
+      together: batches an item.
       numbered: also give the photos' numbers, `photo_B`.
       host, hosts: which rows of a batch are made here.
     """
 
     def __init__(self, examples: Examples, *, batch_size: int, seed: int, total: int, kind: str,
-                 fetch: Callable[[np.ndarray], np.ndarray], buckets: Sequence[int] = (), numbered: bool = False,
-                 host: int = 0, hosts: int = 1):
-        self.examples, self.batch_size, self.seed, self.total = examples, batch_size, seed, total
+                 fetch: Callable[[np.ndarray], np.ndarray], buckets: Sequence[int] = (), together: int = 1,
+                 numbered: bool = False, host: int = 0, hosts: int = 1):
+        self.examples, self.batch_size, self.seed, self.total, self.together = examples, batch_size, seed, total, together
         self.kind, self.fetch, self.numbered, self.host, self.hosts = kind, fetch, numbered, host, hosts
         longest = examples.tokens_NT1.shape[1] - 2
         self.buckets = np.array([*(length for length in buckets if length < longest), longest])
         self.bucket_N = np.searchsorted(self.buckets, examples.length_N)
         self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
+        # Every epoch cuts as many captions of each bucket into items, so all have the same number of items.
+        self.items_per_epoch = len(self._epoch(0))
+        epochs, rest = divmod(total, self.per_epoch)
+        sizes = np.cumsum([len(rows_KB) for rows_KB, _ in self._epoch(epochs)])
+        self._last = int(np.searchsorted(sizes, rest))  # the item of the last epoch that has its last batch
+        self._left = rest - int(sizes[self._last - 1]) if self._last else rest  # batches in it
+        self._items = epochs * self.items_per_epoch + self._last + (rest > 0)
 
     def __len__(self) -> int:
-        return self.total
+        return self._items
 
     @property
     def per_epoch(self) -> int:
@@ -95,27 +106,35 @@ class Batches:
         return per_epoch(self.examples, self.batch_size)
 
     def __getitem__(self, k: int) -> dict[str, np.ndarray]:
-        epoch, number = divmod(int(k), self.per_epoch)
-        rows, length = self._epoch(epoch)[number]
+        epoch, number = divmod(int(k), self.items_per_epoch)
+        rows_KB, length = self._epoch(epoch)[number]
+        if k == self._items - 1 and self._left:
+            rows_KB = rows_KB[:self._left]
         share = self.batch_size // self.hosts
-        rows = rows[self.host * share:(self.host + 1) * share]
-        photo_B = self.examples.photo_N[rows]
-        return {"tokens_BT1": self.examples.tokens_NT1[rows, :length + 2], self.kind: self.fetch(photo_B),
-                **({"photo_B": photo_B} if self.numbered else {})}
+        rows_BK = rows_KB[:, self.host * share:(self.host + 1) * share].T
+        photo_BK = self.examples.photo_N[rows_BK]
+        seen = self.fetch(photo_BK.reshape(-1))
+        return {"tokens_BT1": self.examples.tokens_NT1[rows_BK, :length + 2],
+                self.kind: seen.reshape(*photo_BK.shape, *seen.shape[1:]), **({"photo_B": photo_BK} if self.numbered else {})}
 
     def _make_epoch(self, epoch: int) -> list[tuple[np.ndarray, int]]:
+        """Items, each as the numbers of its pairs [K, B] and the words that they are padded to."""
         random = np.random.default_rng([self.seed, epoch])
         order = random.permutation(len(self.bucket_N))
         if len(order) < self.batch_size:  # a handful of captions still makes a batch
             order = np.resize(order, self.batch_size)
-        batches, left = [], order[:0]
+        items, left = [], order[:0]
         for bucket, length in enumerate(self.buckets):
             # What a shorter bucket has over goes into the next longer one, so that nothing but the last rest waits.
             rows = np.concatenate([left, order[self.bucket_N[order] == bucket]])
-            full = len(rows) // self.batch_size
-            batches += [(batch, int(length)) for batch in rows[:full * self.batch_size].reshape(full, -1)]
-            left = rows[full * self.batch_size:]
-        return [batches[i] for i in random.permutation(len(batches))]
+            size = self.together * self.batch_size
+            full = len(rows) // size
+            items += [(part.reshape(self.together, -1), int(length)) for part in rows[:full * size].reshape(full, size)]
+            left = rows[full * size:]
+        if len(left) >= self.batch_size:
+            left = left[:len(left) // self.batch_size * self.batch_size]
+            items.append((left.reshape(-1, self.batch_size), int(self.buckets[-1])))
+        return [items[i] for i in random.permutation(len(items))]
 
     def __getstate__(self) -> dict:
         return {key: value for key, value in self.__dict__.items() if key != "_epoch"}
@@ -131,7 +150,7 @@ def per_epoch(examples: Examples, batch_size: int) -> int:
 
 
 def iterate(batches: Batches, *, workers: int = 0) -> grain.DatasetIterator:
-    """grain's iterator over `batches`: prefetching, and with a position (`get_state`, `set_state`).
+    """grain's iterator over the items of `batches`: prefetching, and with a position (`get_state`, `set_state`).
 
     `workers` processes decode records; it only pays where photos are read from records, not for resident data.
     """
