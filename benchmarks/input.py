@@ -49,7 +49,7 @@ def kinds_of(config: Config) -> dict[str, Kind]:
     """The kinds of step that a config's phases take, by the names of `step_time`; of phases alike the last."""
     found = {}
     for number, phase in enumerate(config.phases):
-        cached = phase.train == "decoder" and not config.augment.any()
+        cached = phase.train == "decoder" and config.augment.cacheable()
         name = "cached" if cached else "frozen" if phase.train == "decoder" else "joint"
         found[name] = Kind(name, phase=number, cached=cached)
     return found

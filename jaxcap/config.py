@@ -56,14 +56,19 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Augment:
-    """Distortions of training photos, on the device (im2txt §2). All off: features can be cached."""
+    """Distortions of training photos, on the device (im2txt §2). All off, or with views: features can be cached."""
 
     crop: bool = False  # random crop of encoder.size out of data.size; otherwise the central one
     flip: bool = False  # horizontally, half of the time
     color: bool = False  # brightness, saturation, hue and contrast in one of two orders
+    views: int = 0  # of a photo, computed once for a frozen encoder, the first undistorted; 0: a new distortion every step
 
     def any(self) -> bool:
         return self.crop or self.flip or self.color
+
+    def cacheable(self) -> bool:
+        """Whether a frozen encoder sees the same again, so that its features can be cached."""
+        return self.views > 0 or not self.any()
 
 
 @dataclass(frozen=True)
@@ -284,9 +289,11 @@ def check(config: Config) -> Config:
                         "photos are stored at data.size and cropped to encoder.size")
     if not config.phases:
         raise UserError("phases is empty: a run needs at least one")
-    if config.decoder.standardize and not config.start and (config.phases[0].train != "decoder" or config.augment.any()):
+    if config.augment.views and (config.augment.views < 2 or not config.augment.any()):
+        raise UserError(f"augment.views={config.augment.views} would be the photo alone: use 2 or more, with crop, flip or color")
+    if config.decoder.standardize and not config.start and (config.phases[0].train != "decoder" or not config.augment.cacheable()):
         raise UserError("decoder.standardize=true takes its statistics from cached features, so phases.0 must train only "
-                        "the decoder, without augmentation")
+                        "the decoder, without augmentation or with augment.views")
     decoder = config.decoder
     if decoder.image == "first" and (decoder.deep_output or decoder.attention != Attention()):
         raise UserError("decoder.attention and decoder.deep_output need decoder.image=attention; with 'first' nothing is attended to")

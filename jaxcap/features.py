@@ -1,5 +1,6 @@
 """Features of a frozen encoder, computed once and kept beside the data under a key of weights and preprocessing."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,10 +16,11 @@ import numpy as np
 from jaxcap import config as configs
 from jaxcap import progress
 from jaxcap.captioner import Captioner
-from jaxcap.data.augment import central_crop
+from jaxcap.data.augment import augmentation, central_crop
 from jaxcap.data.records import Split
 from jaxcap.errors import UserError
 from jaxcap.parallel import Parallel
+from jaxcap.step import AXIS
 
 PyTree = Any
 # Deviations that a standardized feature is divided by: more than one, so that a thousand of them do not drown the words
@@ -26,19 +28,27 @@ PyTree = Any
 STANDARD = 4.0
 
 
-def encoder(captioner: Captioner, size: int, parallel: Parallel) -> Callable[[PyTree, PyTree, np.ndarray], jax.Array]:
+def encoder(captioner: Captioner, size: int, parallel: Parallel,
+            distort: Callable[[jax.Array, jax.Array], jax.Array] | None = None) -> Callable[..., jax.Array]:
     """A compiled function from parameters, statistics and uint8 photos [B, H, W, C] to what the decoder needs of their features.
 
     That is the mean of all positions, float32 [B, 1, F], or for a decoder that attends the whole map, float16 [B, P, F].
+    With `distort` (`augment.augmentation`) the function takes a key too, otherwise it sees the central crop.
     """
 
-    def encode(params, batch_stats, image_BHWC):
-        features_BPF = captioner.frozen_encode(params, batch_stats)(central_crop(image_BHWC, size))
+    def encode(params, batch_stats, image_BHWC, key):
+        if distort is None:
+            seen_BHWC = central_crop(image_BHWC, size)
+        else:
+            seen_BHWC = distort(jax.random.fold_in(key, jax.lax.axis_index(AXIS)), image_BHWC)
+        features_BPF = captioner.frozen_encode(params, batch_stats)(seen_BHWC)
         if captioner.attends:
             return features_BPF.astype(jnp.float16)
         return features_BPF.astype(jnp.float32).mean(axis=1, keepdims=True)
 
-    return parallel.wrap(encode, in_sharded=(False, False, True), out_sharded=True, typed=False)
+    compiled = parallel.wrap(encode, in_sharded=(False, False, True, False), out_sharded=True, typed=False)
+    nothing = jax.random.PRNGKey(0)
+    return lambda params, batch_stats, image_BHWC, key=nothing: compiled(params, batch_stats, image_BHWC, key)
 
 
 def photo_batches(split: Split, batch_size: int, start: int = 0) -> Iterator[tuple[np.ndarray, int]]:
@@ -57,12 +67,14 @@ def photo_batches(split: Split, batch_size: int, start: int = 0) -> Iterator[tup
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 
 
-def cache_path(split: Split, configuration: configs.Config, params: PyTree, batch_stats: PyTree) -> Path:
+def cache_path(split: Split, configuration: configs.Config, params: PyTree, batch_stats: PyTree, views: int = 1) -> Path:
     """Where features lie: the name changes when weights, preprocessing, arithmetic or photos do."""
     encoder_config = configuration.encoder
     digest = hashlib.blake2b(digest_size=12)
     digest.update(json.dumps([encoder_config.name, configs.encoder_size(configuration), encoder_config.scaling,
                               encoder_config.dtype, split.fingerprint, _kind(configuration)]).encode())
+    if views > 1:
+        digest.update(json.dumps(dataclasses.asdict(configuration.augment)).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path((params["encoder"], batch_stats)):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.asarray(leaf).tobytes())
@@ -80,41 +92,46 @@ def find(split: Split, configuration: configs.Config, params: PyTree, batch_stat
 
 
 def cached(split: Split, configuration: configs.Config, captioner: Captioner, params: PyTree, batch_stats: PyTree,
-           parallel: Parallel, *, batch_size: int) -> np.ndarray:
+           parallel: Parallel, *, batch_size: int, views: int = 1) -> np.ndarray:
     """Features of a whole split as `encoder` gives them, from the cache or into it, memory-mapped.
 
-    An interrupted computation goes on where it stopped. Raises `UserError` if the cache cannot be written.
+    views: rows of a photo, one after another: itself, then as `configuration.augment` distorts it, anew each time. An interrupted computation goes on where it stopped. Raises `UserError` if the cache cannot be written.
     """
-    found = find(split, configuration, params, batch_stats)
-    if found is not None:
-        return found
-    path = cache_path(split, configuration, params, batch_stats)
+    path = cache_path(split, configuration, params, batch_stats, views)
     try:
-        path.parent.mkdir(exist_ok=True)
-        _compute(path, split, configuration, captioner, params, batch_stats, parallel, batch_size)
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            _compute(path, split, configuration, captioner, params, batch_stats, parallel, batch_size, views)
     except OSError as error:
         raise UserError(f"features cannot be cached in {path.parent}: {error.strerror or error}; free the disk or "
                         "prepare the data where it can be written") from error
     return np.load(path, mmap_mode="r")
 
 
-def _compute(path: Path, split: Split, configuration, captioner, params, batch_stats, parallel, batch_size) -> None:
+def _compute(path: Path, split: Split, configuration, captioner, params, batch_stats, parallel, batch_size, views) -> None:
     partial, count = path.with_suffix(".partial"), path.with_suffix(".count")
     done = int(count.read_text()) if count.exists() and partial.exists() else 0
-    encode = encoder(captioner, configs.encoder_size(configuration), parallel)
+    size = configs.encoder_size(configuration)
+    encode = encoder(captioner, size, parallel)
+    distorted = encoder(captioner, size, parallel, augmentation(configuration.augment, size))
     one = jax.eval_shape(encode, {"encoder": params["encoder"]}, batch_stats,
                          jax.ShapeDtypeStruct((batch_size, *split.images([0]).shape[1:]), np.uint8))
     features_NPF = np.lib.format.open_memmap(partial, mode="r+" if done else "w+", dtype=one.dtype,
-                                             shape=(len(split), *one.shape[1:]))
+                                             shape=(len(split) * views, *one.shape[1:]))
+    features_NVPF = features_NPF.reshape(len(split), views, *one.shape[1:])
     params, batch_stats = parallel.replicate(({"encoder": params["encoder"]}, batch_stats))
     with progress.bar(f"features of {split.name}", len(split), initial=done) as bar:
         for image_BHWC, real in photo_batches(split, batch_size, done):
-            features_NPF[done:done + real] = np.asarray(encode(params, batch_stats, parallel.shard(image_BHWC)))[:real]
+            image_BHWC = parallel.shard(image_BHWC)
+            features_NVPF[done:done + real, 0] = np.asarray(encode(params, batch_stats, image_BHWC))[:real]
+            for view in range(1, views):
+                key = jax.random.fold_in(jax.random.PRNGKey(view), done)
+                features_NVPF[done:done + real, view] = np.asarray(distorted(params, batch_stats, image_BHWC, key))[:real]
             done += real
             bar.update(real)
             features_NPF.flush()
             count.write_text(str(done))
-    del features_NPF
+    del features_NPF, features_NVPF
     os.replace(partial, path)
     count.unlink(missing_ok=True)
 

@@ -179,8 +179,8 @@ def run_phase(session: Session, state: TrainState, number: int, total: int, posi
     batches = pipeline.Batches(
         session.examples, batch_size=config.batch_size, seed=config.seed * 1000 + number, total=total, kind=kind,
         fetch=fetch, buckets=config.data.length_buckets if phase.objective == "captions" else (),
-        together=together, numbered=phase.objective == "reward", host=jax.process_index(), hosts=jax.process_count())
-    iterator = pipeline.iterate(batches, workers=config.data.workers if table is None else 0)
+        views=max(config.augment.views, 1) if val_features is not None else 1, together=together, numbered=phase.objective == "reward", host=jax.process_index(), hosts=jax.process_count())
+    iterator = pipeline.iterate(batches, workers=config.data.workers if kind == "image_BHWC" else 0)
     if position["data"] is not None:
         iterator.set_state(position["data"])
     distort = augment.augmentation(config.augment, configs.encoder_size(config))
@@ -244,17 +244,18 @@ def feed(session: Session, state: TrainState, phase: configs.Phase):
 
     Returns `(kind, fetch, resident table or None, val features or None, the decoder's feature statistics or {})`.
 
-    A frozen encoder without distortions is run once over both splits; otherwise photos are read. What fits stays on the
+    A frozen encoder without distortions is run once over both splits, or with `augment.views` several times over the
+    training photos; otherwise photos are read. What fits stays on the
     device, and a batch then holds only row numbers.
     """
     config, devices, split = session.config, session.devices, session.train_split
     val_features, statistics = None, {}
-    if phase.train == "decoder" and not config.augment.any():
+    if phase.train == "decoder" and config.augment.cacheable():
         log = session.journal
         take = functools.partial(features.cached, configuration=config, captioner=session.captioner,
                                  params=state.params, batch_stats=state.batch_stats, parallel=devices,
                                  batch_size=session.evaluator.batch_size)
-        array, kind, val_features = take(split), "features_BPF", take(session.val_split)
+        array, kind, val_features = take(split, views=max(config.augment.views, 1)), "features_BPF", take(session.val_split)
         log.pause()
         fetch, size = array.__getitem__, array.nbytes
         if config.decoder.standardize and int(state.step) == 0 and not config.start:

@@ -1,5 +1,7 @@
 """What a run keeps, caches, and how a command ends."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,6 +74,23 @@ def test_features_go_on_where_they_were_interrupted(split, monkeypatch):
     assert len(seen) == 4 and sorted(p.suffix for p in (split.path / "features").iterdir()) == [".npy"]
     other = jax.tree.map(lambda x: x + 1, params)
     assert features.find(split, configuration, other, batch_stats) is None
+
+
+def test_features_of_several_views_are_those_of_the_photo_and_its_distortions(split):
+    settings = ["data.size=32", f"data.dir={split.path.parents[2]}", "augment.flip=true", "augment.views=4"]
+    configuration = config.load(None, settings)
+    model = captioner.build(configuration, 10)
+    params, batch_stats = jax.jit(model.init, static_argnums=1)(jax.random.PRNGKey(0), 32)
+    take = functools.partial(features.cached, split, configuration, model, params, batch_stats, parallel.Parallel(), batch_size=16)
+    found, plain = np.array(take(views=4)).reshape(40, 4, -1), np.array(take()).reshape(40, -1)
+    mirrored, _ = model.encode(params, batch_stats, jnp.asarray(split.images(range(40)))[:, :, ::-1] / 255)
+    np.testing.assert_array_equal(found[:, 0], plain)
+    either = np.stack([plain, mirrored.mean(axis=1)])
+    distance = np.abs(found[:, 1:] - either[:, :, None]).max(axis=-1)
+    assert distance.min(axis=0).max() < 1e-4 < distance.max(axis=0).min()
+    turned = distance.argmin(axis=0)
+    assert 0.3 < turned.mean() < 0.7 and any(len(set(photo)) > 1 for photo in turned)
+    np.testing.assert_array_equal(np.array(take(views=4)).reshape(40, 4, -1), found)
 
 
 @pytest.mark.parametrize("outcome, status, words", [

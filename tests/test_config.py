@@ -44,6 +44,10 @@ def test_a_bad_override_is_one_clear_sentence(assignment, words):
     (["phases.0.from_scratch=false"], "untrained decoder"),
     (["phases.1.from_scratch=false"], "untrained decoder"),  # words alone do not train the decoder
     (["data.length_buckets=8,4"], "length_buckets"),
+    (["augment.views=4"], "would be the photo alone"),
+    (["augment.flip=true", "augment.views=1"], "would be the photo alone"),
+    (["steps_per_dispatch=-1"], "steps_per_dispatch must not be negative"),
+    (["steps_per_dispatch=2", "phases.0.objective=reward"], "steps_per_dispatch must be 0 or 1"),
 ])
 def test_impossible_combinations_are_refused(changes, word):
     with pytest.raises(UserError, match=word):

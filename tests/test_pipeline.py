@@ -83,6 +83,14 @@ def test_the_last_item_ends_with_the_last_batch(examples):
             assert rows_of({name: array[:, :sizes[k]] for name, array in longer[k].items()}) == rows_of(source[k])
 
 
+def test_every_view_of_a_photo_is_drawn(examples):
+    whole = batches(examples, views=3, numbered=True)[4]
+    assert set((whole["index_B"] - 3 * whole["photo_B"]).flat) == {0, 1, 2}
+    np.testing.assert_array_equal(whole["photo_B"], batches(examples)[4]["index_B"])
+    halves = [batches(examples, views=3, host=h, hosts=2)[4]["index_B"] for h in (0, 1)]
+    np.testing.assert_array_equal(np.concatenate(halves), whole["index_B"])
+
+
 def test_batches_depend_on_seed_and_number_alone(examples):
     np.testing.assert_equal(batches(examples)[30], batches(examples)[30])
     assert rows_of(batches(examples)[3]) != rows_of(batches(examples, seed=1)[3])

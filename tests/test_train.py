@@ -291,7 +291,7 @@ def test_a_disk_without_room_is_said_before_anything_is_written(data, tmp_path, 
 
 @pytest.mark.parametrize(("name", "changes"), [
     ("attention, frozen", ["encoder.name=efficientnet_lite0", "decoder.image=attention", "decoder.attention.size=8", "decoder.attention.doubly_stochastic=1.0",
-                           "decoder.standardize=true", "phases.0.train=decoder", "phases.0.from_scratch=false"]),
+                           "decoder.standardize=true", "augment.flip=true", "augment.views=2", "phases.0.train=decoder", "phases.0.from_scratch=false"]),
     ("gru, joint, own words", ["decoder.name=gru", "decoder.layers=2", "phases.0.sampling=linear", "phases.0.sampling_share=0.5"]),
     ("attention, joint, own words", ["decoder.image=attention", "decoder.attention.gate=true", "decoder.deep_output=true",
                                      "decoder.tied=true", "phases.0.sampling=inverse_sigmoid", "encoder.dropout=0.2",

@@ -75,15 +75,17 @@ class Batches:
       kind: name of what is fed beside `tokens_BT1`: "index_B", "image_BHWC" or "features_BPF".
       fetch: rows of the split → that array.
       buckets: caption lengths in words, rising; the longest allowed is one by itself.
+      views: features of a photo are rows photo · views … photo · views + views − 1; one of them is drawn for every caption.
       together: batches an item.
       numbered: also give the photos' numbers, `photo_B`.
       host, hosts: which rows of a batch are made here.
     """
 
     def __init__(self, examples: Examples, *, batch_size: int, seed: int, total: int, kind: str,
-                 fetch: Callable[[np.ndarray], np.ndarray], buckets: Sequence[int] = (), together: int = 1,
-                 numbered: bool = False, host: int = 0, hosts: int = 1):
-        self.examples, self.batch_size, self.seed, self.total, self.together = examples, batch_size, seed, total, together
+                 fetch: Callable[[np.ndarray], np.ndarray], buckets: Sequence[int] = (), views: int = 1,
+                 together: int = 1, numbered: bool = False, host: int = 0, hosts: int = 1):
+        self.examples, self.batch_size, self.seed, self.total = examples, batch_size, seed, total
+        self.views, self.together = views, together
         self.kind, self.fetch, self.numbered, self.host, self.hosts = kind, fetch, numbered, host, hosts
         longest = examples.tokens_NT1.shape[1] - 2
         self.buckets = np.array([*(length for length in buckets if length < longest), longest])
@@ -108,14 +110,17 @@ class Batches:
     def __getitem__(self, k: int) -> dict[str, np.ndarray]:
         epoch, number = divmod(int(k), self.items_per_epoch)
         rows_KB, length = self._epoch(epoch)[number]
-        if k == self._items - 1 and self._left:
-            rows_KB = rows_KB[:self._left]
+        seen_KB = self.examples.photo_N[rows_KB] * self.views  # rows of what is fetched
+        if self.views > 1:
+            seen_KB += np.random.default_rng([self.seed, int(k), 1]).integers(self.views, size=rows_KB.shape, dtype=np.int32)
         share = self.batch_size // self.hosts
-        rows_BK = rows_KB[:, self.host * share:(self.host + 1) * share].T
-        photo_BK = self.examples.photo_N[rows_BK]
-        seen = self.fetch(photo_BK.reshape(-1))
+        here = (slice(self._left if k == self._items - 1 and self._left else None),
+                slice(self.host * share, (self.host + 1) * share))
+        rows_BK, seen_BK = rows_KB[here].T, seen_KB[here].T
+        seen = self.fetch(seen_BK.reshape(-1))
         return {"tokens_BT1": self.examples.tokens_NT1[rows_BK, :length + 2],
-                self.kind: seen.reshape(*photo_BK.shape, *seen.shape[1:]), **({"photo_B": photo_BK} if self.numbered else {})}
+                self.kind: seen.reshape(*seen_BK.shape, *seen.shape[1:]),
+                **({"photo_B": self.examples.photo_N[rows_BK]} if self.numbered else {})}
 
     def _make_epoch(self, epoch: int) -> list[tuple[np.ndarray, int]]:
         """Items, each as the numbers of its pairs [K, B] and the words that they are padded to."""
