@@ -71,12 +71,13 @@ class Parallel:
     def pace(self, reported: PyTree) -> None:
         """Waits, on CPUs, for the step before the one that will report `reported`, so that one runs and one waits in line.
 
-        A CPU takes memory for every step in line, and virtual devices with many may wait for each other for ever. Elsewhere
-        steps line up freely.
+        A CPU takes memory for every step in line, and virtual devices with many may wait for each other for ever. What steps
+        have freed is handed back where it becomes too much. Elsewhere steps line up freely.
         """
         if self.platform == "cpu":
             jax.block_until_ready(self._paced)
             self._paced = reported
+            memory.relieve()
 
     def replicate(self, tree: PyTree) -> PyTree:
         """`tree` whole on every device."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxcap import parallel
+from jaxcap import memory, parallel
 
 # Runs a program that needs 128 MiB, twenty times, and prints how many pages the kernel had to bring.
 PAGES = """
@@ -38,6 +38,34 @@ def test_freed_memory_is_kept_for_the_next_step():
     kept, given_back = pages(), pages(JAXCAP_KEEP_MEMORY="0")
     assert given_back > 20 * 50  # pages of 2 MiB would still be 64 a call
     assert kept < given_back / 10
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
+def test_memory_is_handed_back_where_it_becomes_too_much():
+    code = """
+import ctypes
+from jaxcap import memory
+memory.keep()
+pieces = [ctypes.create_string_buffer(1 << 20) for _ in range(200)]
+for piece in pieces:
+    ctypes.memset(piece, 1, len(piece))
+last = ctypes.create_string_buffer(1 << 10)  # what is freed lies below it
+del pieces, piece
+print(memory.resident() >> 20)
+memory.relieve()
+print(memory.resident() >> 20)
+memory.allowed = lambda: 100 << 20
+memory.relieve()
+print(memory.resident() >> 20)
+"""
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
+    kept, still, after = map(int, done.stdout.split())
+    assert kept > 200 and still > 200 and after < 100
+
+
+def test_what_may_be_held_is_no_more_than_the_machine_has():
+    assert 1 << 28 < memory.allowed() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 1 << 20 < memory.resident() < memory.allowed()
 
 
 def test_a_cpu_is_two_steps_ahead_at_most(monkeypatch):
