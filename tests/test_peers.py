@@ -160,6 +160,17 @@ def jaxcap(torch_python, tmp_path_factory):
     return directory, {kind: side.agree(kind=kind, batch=4) for kind in KINDS}
 
 
+def test_jaxcap_is_timed_as_it_trains(tmp_path, monkeypatch):
+    side = Side(tmp_path)
+    side.settings(tiny=True, dtype="float32")
+    assert side.prepare(kind="cached", batch=4)["together"] == 1 and side.time(calls=2)["ms"] > 0
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert side.prepare(kind="cached", batch=4)["together"] == 8
+    calls = []
+    monkeypatch.setattr(type(side._step), "__call__", lambda step: calls.append(step.together))
+    assert side.time(calls=20)["ms"] > 0 and calls == [8, 8, 8]
+
+
 @pytest.fixture
 def compare(torch_python, jaxcap):
     """`compare(kind, form)`: in what a form disagrees with jaxcap, and PyTorch's answer. It reads the folder anew every time."""

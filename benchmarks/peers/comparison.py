@@ -77,8 +77,9 @@ class Comparison:
         """
         say(f"{kind}, batch {batch}: what jaxcap computes …")
         reference = self._jaxcap.ask("agree", kind=kind, batch=batch)
-        jaxcap_ready_s = self._jaxcap.ask("prepare", kind=kind, batch=batch)["ready_s"]
-        say(f"  jaxcap ready in {jaxcap_ready_s:.1f} s; its loss is {reference['loss']:.6f} with nothing random")
+        prepared = self._jaxcap.ask("prepare", kind=kind, batch=batch)
+        jaxcap_ready_s, together = prepared["ready_s"], prepared["together"]
+        say(f"  jaxcap ready in {jaxcap_ready_s:.1f} s{f', {together} steps a dispatch' * (together > 1)}; its loss is {reference['loss']:.6f} with nothing random")
         arithmetic = "bfloat16" if self._dtype == "bfloat16" else "float32" if self.platform == "cpu" else "tf32"
         wrong = ""
         if arithmetic != "float32":  # whatever is timed, in full float32 both are the same
@@ -87,7 +88,7 @@ class Comparison:
         results = []
         for form in forms:
             result = {"kind": kind, "batch": batch, "dtype": self._dtype, "form": form, "reference": reference,
-                      "jaxcap_ready_s": jaxcap_ready_s}
+                      "jaxcap_ready_s": jaxcap_ready_s, "jaxcap_steps_per_dispatch": together}
             try:
                 result |= self._check(kind, batch, form, limit_s, reference, arithmetic, wrong)
             except RuntimeError as error:
