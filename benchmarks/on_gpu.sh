@@ -19,7 +19,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 OUT=${OUT:-out}
-tiny=() steps=(--batch 32 256) decode=(--batch 256 32 1 --beam 3 1) fewer_kinds=() profiled=(cached frozen joint)
+tiny=() steps=(--batch 32 256) decode=(--batch 256 32 1 --beam 3 1) fewer_kinds=() profiled=(cached_8 frozen joint)
 peers=(--kinds frozen joint cached --forms channels_last+graph+fused channels_last+compile+graph+fused graph+fused compile+graph+fused)
 patience=1
 if [[ -n ${TINY:-} ]]; then

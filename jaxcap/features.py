@@ -95,7 +95,8 @@ def cached(split: Split, configuration: configs.Config, captioner: Captioner, pa
            parallel: Parallel, *, batch_size: int, views: int = 1) -> np.ndarray:
     """Features of a whole split as `encoder` gives them, from the cache or into it, memory-mapped.
 
-    views: rows of a photo, one after another: itself, then as `configuration.augment` distorts it, anew each time. An interrupted computation goes on where it stopped. Raises `UserError` if the cache cannot be written.
+    views: rows of a photo, one after another: itself, then as `configuration.augment` distorts it, anew each time.
+    An interrupted computation goes on where it stopped. Raises `UserError` if the cache cannot be written.
     """
     path = cache_path(split, configuration, params, batch_stats, views)
     try:
