@@ -16,7 +16,7 @@ CONFIG = Config(
     encoder=Encoder(name="efficientnet_lite2", weights="imagenet"),
     decoder=Decoder(image="attention", attention=Attention(size=256, dropout=0.3), deep_output=True, embedding=512, hidden=512,
                     dropout=0.5, standardize=True),
-    phases=(Phase(name="decoder", train="decoder", epochs=6,
-                  optim=Optim(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=100, label_smoothing=0.1)),),
+    phases=(Phase(name="decoder", train="decoder", epochs=3,
+                  optim=Optim(name="adam", learning_rate=2e-3, schedule="cosine", warmup_steps=100, label_smoothing=0.1)),),
     search=Search(beam=3, length_normalization=0.5),
 )
