@@ -6,6 +6,7 @@ from pathlib import Path
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # tests compile far longer than they compute; their programs' too
+os.environ.setdefault("JAXCAP_KEEP_MEMORY", "0")  # four processes of many small programs; speed is nothing to them
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

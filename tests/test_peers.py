@@ -107,7 +107,7 @@ class Scripted:
         if do == "prepare":
             if arguments.get("form") == "sparse":
                 raise RuntimeError("TimeoutError: not ready within 300 s")
-            return {"ready_s": 1.0, "loss": 4.0, "found": {"loss": self.found.get(arguments.get("form")), "gradient": 1.0}}
+            return {"ready_s": 1.0, "together": 1, "loss": 4.0, "found": {"loss": self.found.get(arguments.get("form")), "gradient": 1.0}}
         ms = 20.0 if self.side == "jaxcap" else {"eager": 10.0, "fused": 40.0}[arguments["form"]] if do == "time" else 0.0
         return {"ms": ms, "cpu_ms": 2 * ms}
 
