@@ -3,7 +3,7 @@
     python -m jaxcap.prepare flickr8k --source DIR --size 260
     python -m jaxcap.train configs/flickr8k_attention.py
 
-BLEU-4 20.8 on val with either of two seeds; see docs/RESULTS.md. The maps are computed once and kept in float16: 1.5 GB for
+BLEU-4 20.8 ± 0.3 on val (three seeds); see docs/RESULTS.md. The maps are computed once and kept in float16: 1.5 GB for
 train and val.
 """
 
