@@ -59,7 +59,8 @@ def measure(kind: workload.Kind, of: workload.Settings, model: tuple, batch: int
     result["process_peak_gib"] = memory["peak_bytes_in_use"] / 2**30 if "peak_bytes_in_use" in memory else None
     if arguments.profile:
         scopes = top_ops.scopes(compiled.as_text()) if compiled else {}
-        result["top_ops"] = top_ops.trace(step, arguments.profile / f"{kind.name}-{batch}{'-real' * bool(fed)}", scopes)
+        result["top_ops"] = top_ops.trace(step, arguments.profile / f"{kind.name}-{batch}{'-real' * bool(fed)}", scopes,
+                                          steps=step.together)
     result["took_s"] = time.perf_counter() - start
     return result
 

@@ -10,24 +10,24 @@ import jax
 
 from benchmarks.timing import short, table as format_table
 
-STEPS, SHOWN = 3, 20
+CALLS, SHOWN = 3, 20
 _WRAPPERS = re.compile(r"(while|call|conditional|ThunkExecutor|end: )")  # their time is that of the operations inside
 
 
-def trace(step: Callable[[], Any], directory: Path, scopes: dict[str, str]) -> list[dict]:
-    """Traces STEPS steps into `directory` (for TensorBoard or Perfetto) and returns the slowest operations, by XLA's names.
+def trace(step: Callable[[], Any], directory: Path, scopes: dict[str, str], steps: int = 1) -> list[dict]:
+    """Traces CALLS calls, of `steps` steps each, into `directory` (for TensorBoard or Perfetto) and returns the slowest operations, by XLA's names.
 
     Each is `{"op", "scope", "ms", "calls"}`, per step; on a CPU the milliseconds are added up over threads.
     """
     with jax.profiler.trace(str(directory)):
-        for _ in range(STEPS):
+        for _ in range(CALLS):
             waiting = step()
         jax.block_until_ready(waiting)
     path = max(directory.rglob("*.xplane.pb"), key=lambda found: found.stat().st_mtime)
     ms, calls = collections.Counter(), collections.Counter()
     for name, duration_ms in _events(jax.profiler.ProfileData.from_file(str(path))):
-        ms[name] += duration_ms / STEPS
-        calls[name] += 1 / STEPS
+        ms[name] += duration_ms / (CALLS * steps)
+        calls[name] += 1 / (CALLS * steps)
     return [{"op": name, "scope": scopes.get(name, ""), "ms": spent, "calls": calls[name]}
             for name, spent in ms.most_common()]
 

@@ -104,8 +104,9 @@ CACHED_8 = Kind("cached_8", cached=True, together=8)  # as training sends them t
 class Step:
     """One kind of step on the devices, ready to be called again and again, put together as `jaxcap.train` does it.
 
-    A call takes `kind.together` steps. The state is donated, photos or features are resident on the device, and every call sends it another batch of token ids
-    and row numbers; or, with `fed`, nothing is resident and every call sends the next batch of that (`benchmarks.real_input`).
+    A call takes `kind.together` steps. The state is donated, photos or features are resident on the device, and every call
+    sends it other token ids and row numbers; or, with `fed`, nothing is resident and every call sends what comes next of that
+    (`benchmarks.real_input`).
     """
 
     def __init__(self, kind: Kind, of: Settings, captioner: Captioner, params: PyTree, batch_stats: PyTree, batch: int,

@@ -16,7 +16,7 @@ import numpy as np
 from jaxcap import config as configs
 from jaxcap import progress
 from jaxcap.captioner import Captioner
-from jaxcap.data.augment import augmentation, central_crop
+from jaxcap.data.augment import augmentation
 from jaxcap.data.records import Split
 from jaxcap.errors import UserError
 from jaxcap.parallel import Parallel
@@ -29,18 +29,16 @@ STANDARD = 4.0
 
 
 def encoder(captioner: Captioner, size: int, parallel: Parallel,
-            distort: Callable[[jax.Array, jax.Array], jax.Array] | None = None) -> Callable[..., jax.Array]:
+            augment: configs.Augment = configs.Augment()) -> Callable[..., jax.Array]:
     """A compiled function from parameters, statistics and uint8 photos [B, H, W, C] to what the decoder needs of their features.
 
     That is the mean of all positions, float32 [B, 1, F], or for a decoder that attends the whole map, float16 [B, P, F].
-    With `distort` (`augment.augmentation`) the function takes a key too, otherwise it sees the central crop.
+    Where `augment` distorts photos the function takes a key too; otherwise it sees the central crop.
     """
+    distort = augmentation(augment, size)
 
     def encode(params, batch_stats, image_BHWC, key):
-        if distort is None:
-            seen_BHWC = central_crop(image_BHWC, size)
-        else:
-            seen_BHWC = distort(jax.random.fold_in(key, jax.lax.axis_index(AXIS)), image_BHWC)
+        seen_BHWC = distort(jax.random.fold_in(key, jax.lax.axis_index(AXIS)), image_BHWC)
         features_BPF = captioner.frozen_encode(params, batch_stats)(seen_BHWC)
         if captioner.attends:
             return features_BPF.astype(jnp.float16)
@@ -114,7 +112,7 @@ def _compute(path: Path, split: Split, configuration, captioner, params, batch_s
     done = int(count.read_text()) if count.exists() and partial.exists() else 0
     size = configs.encoder_size(configuration)
     encode = encoder(captioner, size, parallel)
-    distorted = encoder(captioner, size, parallel, augmentation(configuration.augment, size))
+    distorted = encoder(captioner, size, parallel, configuration.augment)
     one = jax.eval_shape(encode, {"encoder": params["encoder"]}, batch_stats,
                          jax.ShapeDtypeStruct((batch_size, *split.images([0]).shape[1:]), np.uint8))
     features_NPF = np.lib.format.open_memmap(partial, mode="r+" if done else "w+", dtype=one.dtype,

@@ -179,7 +179,8 @@ def run_phase(session: Session, state: TrainState, number: int, total: int, posi
     batches = pipeline.Batches(
         session.examples, batch_size=config.batch_size, seed=config.seed * 1000 + number, total=total, kind=kind,
         fetch=fetch, buckets=config.data.length_buckets if phase.objective == "captions" else (),
-        views=max(config.augment.views, 1) if val_features is not None else 1, together=together, numbered=phase.objective == "reward", host=jax.process_index(), hosts=jax.process_count())
+        views=max(config.augment.views, 1) if val_features is not None else 1, together=together,
+        numbered=phase.objective == "reward", host=jax.process_index(), hosts=jax.process_count())
     iterator = pipeline.iterate(batches, workers=config.data.workers if kind == "image_BHWC" else 0)
     if position["data"] is not None:
         iterator.set_state(position["data"])
@@ -245,8 +246,7 @@ def feed(session: Session, state: TrainState, phase: configs.Phase):
     Returns `(kind, fetch, resident table or None, val features or None, the decoder's feature statistics or {})`.
 
     A frozen encoder without distortions is run once over both splits, or with `augment.views` several times over the
-    training photos; otherwise photos are read. What fits stays on the
-    device, and a batch then holds only row numbers.
+    training photos; otherwise photos are read. What fits stays on the device, and a batch then holds only row numbers.
     """
     config, devices, split = session.config, session.devices, session.train_split
     val_features, statistics = None, {}

@@ -79,7 +79,8 @@ class Comparison:
         reference = self._jaxcap.ask("agree", kind=kind, batch=batch)
         prepared = self._jaxcap.ask("prepare", kind=kind, batch=batch)
         jaxcap_ready_s, together = prepared["ready_s"], prepared["together"]
-        say(f"  jaxcap ready in {jaxcap_ready_s:.1f} s{f', {together} steps a dispatch' * (together > 1)}; its loss is {reference['loss']:.6f} with nothing random")
+        at_once = f", {together} steps a dispatch" if together > 1 else ""
+        say(f"  jaxcap ready in {jaxcap_ready_s:.1f} s{at_once}; its loss is {reference['loss']:.6f} with nothing random")
         arithmetic = "bfloat16" if self._dtype == "bfloat16" else "float32" if self.platform == "cpu" else "tf32"
         wrong = ""
         if arithmetic != "float32":  # whatever is timed, in full float32 both are the same

@@ -84,8 +84,7 @@ class Batches:
     def __init__(self, examples: Examples, *, batch_size: int, seed: int, total: int, kind: str,
                  fetch: Callable[[np.ndarray], np.ndarray], buckets: Sequence[int] = (), views: int = 1,
                  together: int = 1, numbered: bool = False, host: int = 0, hosts: int = 1):
-        self.examples, self.batch_size, self.seed, self.total = examples, batch_size, seed, total
-        self.views, self.together = views, together
+        self.examples, self.batch_size, self.seed, self.views, self.together = examples, batch_size, seed, views, together
         self.kind, self.fetch, self.numbered, self.host, self.hosts = kind, fetch, numbered, host, hosts
         longest = examples.tokens_NT1.shape[1] - 2
         self.buckets = np.array([*(length for length in buckets if length < longest), longest])
@@ -95,9 +94,9 @@ class Batches:
         self.items_per_epoch = len(self._epoch(0))
         epochs, rest = divmod(total, self.per_epoch)
         sizes = np.cumsum([len(rows_KB) for rows_KB, _ in self._epoch(epochs)])
-        self._last = int(np.searchsorted(sizes, rest))  # the item of the last epoch that has its last batch
-        self._left = rest - int(sizes[self._last - 1]) if self._last else rest  # batches in it
-        self._items = epochs * self.items_per_epoch + self._last + (rest > 0)
+        last = int(np.searchsorted(sizes, rest))  # the item of the last epoch that has its last batch
+        self._left = rest - int(sizes[last - 1]) if last else rest  # batches in it
+        self._items = epochs * self.items_per_epoch + last + (rest > 0)
 
     def __len__(self) -> int:
         return self._items
