@@ -49,9 +49,10 @@ class Source:
             name, fetch, count, workers = "features_BPF", features_NPF.__getitem__, len(features_NPF), 0
         else:
             name, fetch, count, workers = "image_BHWC", self.split.images, len(self.split), self.workers
-        tokens_NT1 = workload.tokens(np.random.default_rng(3), self.of, count * CAPTIONS)
-        examples = pipeline.Examples(tokens_NT1, np.repeat(np.arange(count, dtype=np.int32), CAPTIONS),
-                                     np.full(len(tokens_NT1), self.of.tokens - 1), cut=0, empty=0, unknown=0)
+        tokens_NCT1 = workload.tokens(np.random.default_rng(3), self.of, count * CAPTIONS).reshape(
+            -1, kind.captions, self.of.tokens + 1)
+        examples = pipeline.Examples(tokens_NCT1, np.repeat(np.arange(count, dtype=np.int32), CAPTIONS // kind.captions),
+                                     np.full(len(tokens_NCT1), self.of.tokens - 1), cut=0, empty=0, unknown=0)
         batches = pipeline.Batches(examples, batch_size=batch, seed=0, total=1 << 30, kind=name, fetch=fetch,
                                    together=kind.together)
         fed = Feed(pipeline.iterate(batches, workers=workers), workers)

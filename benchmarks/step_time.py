@@ -16,11 +16,12 @@ import jax
 from benchmarks import real_input, timing, top_ops, workload
 from benchmarks.step_report import THEN_BATCH, THEN_S, comparison, heading, input_of, named, notes, rows, to_go_s
 from benchmarks.timing import Peak, short
-from benchmarks.workload import CACHED_8
+from benchmarks.workload import CACHED_8, FIVE
 from jaxcap import losses, parallel
 from jaxcap.errors import UserError, run_command
 
-KINDS = {**workload.KINDS, CACHED_8.name: CACHED_8}
+DEFAULT = {**workload.KINDS, CACHED_8.name: CACHED_8}
+KINDS = {**DEFAULT, **FIVE}
 INPUTS = ("synthetic", "real")
 LONG_S = 90  # from here on what is still to do is worth a word
 
@@ -48,7 +49,8 @@ def measure(kind: workload.Kind, of: workload.Settings, model: tuple, batch: int
         "scaled_down": not arguments.repeats and len(timed.repeats_ms) < timing.MOST,
         "photos_per_s_per_device": batch / seconds / devices,
         "set_up_s": ready - start, "compile_s": compile_s, "loss": [loss, last_loss],
-        **costs(lowered, compiled, of, batch // devices, train=kind.train),
+        **costs(lowered, compiled, of, batch * kind.captions // devices, train=kind.train),
+        "captions_per_photo": kind.captions,
         "times_faster": {who: then * batch / THEN_BATCH / seconds for who, then in THEN_S.items()} if kind.train else {},
     }
     best = peaks(arguments)
@@ -109,7 +111,8 @@ def main(argv: list[str] | None = None) -> int:
                     "  cached_8 the same, eight steps a dispatch, as training sends them to an accelerator\n"
                     "  eval     loss of a batch of photos, central crop, no gradients\n"
                     "  frozen   phase 1: distortions, frozen CNN, decoder learns\n"
-                    "  joint    phase 2: distortions, everything learns, batch statistics, L2\n\n"
+                    "  joint    phase 2: distortions, everything learns, batch statistics, L2\n"
+                    "  frozen_5, joint_5   the same, but every photo is looked at once for five captions\n\n"
                     "Synthetic input, the default, is random photos or features that are resident on the device. Real input is\n"
                     "what training has where they are not: photos that jaxcap.prepare made of drawn JPEGs, read from records by\n"
                     "grain's workers ahead of the step and sent batch by batch (from the system's cache, not the disk); for\n"
@@ -125,7 +128,8 @@ def main(argv: list[str] | None = None) -> int:
                "  python -m benchmarks.step_time --input synthetic real --kinds frozen joint      does the step wait?\n"
                "  python -m benchmarks.step_time --kinds cached --compare benchmarks/records/FILE.json\n"
                "  python -m benchmarks.step_time --kinds joint --profile /tmp/trace      where the time goes")
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="kinds of step (default: all)")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(DEFAULT),
+                        help=f"kinds of step (default: {' '.join(DEFAULT)})")
     parser.add_argument("--batch", nargs="+", type=int, metavar="B", help="photos a step over all devices (default: 32)")
     parser.add_argument("--input", nargs="+", choices=INPUTS, default=["synthetic"],
                         help="what the step reads: resident random data, or what is read and sent (default: synthetic)")

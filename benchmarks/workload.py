@@ -83,13 +83,14 @@ def tokens(random: np.random.Generator, of: Settings, batch: int) -> np.ndarray:
 @dataclass(frozen=True)
 class Kind:
     """A kind of step. phase: of configs/im2txt.py. cached: it reads features that were computed before, no photos. together: steps
-    a dispatch."""
+    a dispatch. captions: of a photo, which it looks at once for all of them."""
 
     name: str
     phase: int = FROZEN
     cached: bool = False
     train: bool = True
     together: int = 1
+    captions: int = 1
 
 
 KINDS = {kind.name: kind for kind in (
@@ -99,6 +100,7 @@ KINDS = {kind.name: kind for kind in (
     Kind("joint", phase=JOINT),
 )}
 CACHED_8 = Kind("cached_8", cached=True, together=8)  # as training sends them to an accelerator
+FIVE = {kind.name: kind for kind in (Kind("frozen_5", captions=5), Kind("joint_5", phase=JOINT, captions=5))}
 
 
 class Step:
@@ -120,7 +122,7 @@ class Step:
             rows = FEATURE_ROWS if kind.cached else 4 * batch
             table = features(random, rows, captioner.spec.features) if kind.cached else photos(random, rows, config.data.size)
             self._table = self.devices.replicate(table)
-            self._batches = _batches(random, of, batch, rows, kind.together)
+            self._batches = _batches(random, of, batch, rows, kind)
         size = configs.encoder_size(config)
         params, batch_stats = self.devices.replicate((params, batch_stats))
         if kind.train:
@@ -168,8 +170,11 @@ class Step:
         return (self._state, batch, self._table) if self._train else (*self._state, batch, self._table)
 
 
-def _batches(random: np.random.Generator, of: Settings, batch: int, rows: int, together: int) -> Iterator[Batch]:
-    shape = (batch,) if together == 1 else (batch, together)
-    drawn = [Batch(tokens_BT1=tokens(random, of, batch * together).reshape(*shape, -1),
-                   index_B=random.integers(0, rows, shape).astype(np.int32)) for _ in range(8)]
+def _batches(random: np.random.Generator, of: Settings, batch: int, rows: int, kind: Kind) -> Iterator[Batch]:
+    def shape(count: int) -> tuple[int, ...]:
+        return (count,) if kind.together == 1 else (count, kind.together)
+
+    captions = batch * kind.captions
+    drawn = [Batch(tokens_BT1=tokens(random, of, captions * kind.together).reshape(*shape(captions), -1),
+                   index_B=random.integers(0, rows, shape(batch)).astype(np.int32)) for _ in range(8)]
     return itertools.cycle(drawn)

@@ -40,7 +40,13 @@ class Captioner:
 
     def encode(self, params: PyTree, batch_stats: PyTree, image_BHWC: Array, *,
                batch_norm: str = "inference") -> tuple[Array, PyTree]:
-        """Features [B, P, F] of photos with values in [0, 1], and the encoder's statistics after seeing them."""
+        """Features [B, P, F] of photos with values in [0, 1], and the encoder's statistics after seeing them.
+
+        Where these stay as they are ("inference") batch norm is folded here too: scale and filter get their gradients through
+        their product, and what a convolution gives need not be kept, or summed over, before and after it is normalized.
+        """
+        if batch_norm == "inference":
+            return self.frozen_encode(params, batch_stats)(image_BHWC), batch_stats
         variables = {"params": params["encoder"], "batch_stats": batch_stats}
         features_BHWF, updated = self.encoder.apply(
             variables, self._preprocess(image_BHWC), batch_norm=batch_norm, mutable=["batch_stats"])
@@ -49,7 +55,7 @@ class Captioner:
     def frozen_encode(self, params: PyTree, batch_stats: PyTree):
         """A pure function from photos [B, H, W, C] in [0, 1] to features [B, P, F], batch norm folded into filters."""
         variables = {"params": params["encoder"], "batch_stats": batch_stats}
-        apply = encoders.fold(self.spec, variables, dtype=self.encoder.dtype)
+        apply = encoders.fold(self.spec, variables, dtype=self.encoder.dtype, remat=self.encoder.remat)
         return lambda image_BHWC: _flatten(apply(self._preprocess(image_BHWC)))
 
     @property

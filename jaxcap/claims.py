@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxcap import captioner as captioners
-from jaxcap import checkpoints, evaluate, features, inference, metrics, parallel, ptb, runs, train
+from jaxcap import checkpoints, evaluate, features, inference, metrics, parallel, ptb, runs, session
 from jaxcap import config as configs
 from jaxcap.data import records
 from jaxcap.errors import UserError
@@ -211,7 +211,7 @@ def measure(run: runs.Run, configuration: configs.Config, devices: parallel.Para
 
     probes = {}
     if any(phase.train == "all" for phase in configuration.phases[:now + 1]):
-        first = train.initial_state(configuration, run.captioner, devices)
+        first = session.initial_state(configuration, run.captioner, devices)
         kind = "first weights" if configuration.encoder.weights else "first weights (random)"
         probes[kind] = look(first.params, first.batch_stats)
     probes[f"step {run.step}"] = look(run.params, run.batch_stats)

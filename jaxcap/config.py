@@ -26,6 +26,7 @@ class Data:
     train: str = "train"  # split to train on; several joined with "+", as in "train+restval"
     val: str = "val"  # split that is scored while training and at the end
     max_words: int = 30  # a longer caption is cut here; the end marker is not counted
+    captions_per_photo: int = 1  # captions of a photo that learn from one look at it; im2txt looks anew for every caption
     length_buckets: tuple[int, ...] = ()  # pad a batch to the next of these lengths, or to max_words
     resident: Literal["auto", "yes", "no"] = "auto"  # keep the split's photos or features on the device
     resident_gib: float = 4.0  # "auto" keeps them there up to this size
@@ -270,9 +271,9 @@ def differences(one: Config, other: Config) -> list[str]:
 
 def check(config: Config) -> Config:
     """Returns `config`, or raises `UserError` for combinations that cannot run."""
-    positive = ("batch_size", "eval_batch_size", "data.size", "data.max_words", "decoder.embedding", "decoder.hidden",
-                "decoder.layers", "decoder.attention.size", "search.beam", "search.max_words", "vocabulary.min_count",
-                "checkpoints.keep", "log_every")
+    positive = ("batch_size", "eval_batch_size", "data.size", "data.max_words", "data.captions_per_photo", "decoder.embedding",
+                "decoder.hidden", "decoder.layers", "decoder.attention.size", "search.beam", "search.max_words",
+                "vocabulary.min_count", "checkpoints.keep", "log_every")
     values = flat(config)
     for key in positive:
         if values[key] < 1:
@@ -293,7 +294,7 @@ def check(config: Config) -> Config:
         raise UserError(f"augment.views={config.augment.views} would be the photo alone: use 2 or more, with crop, flip or color")
     if config.decoder.standardize and not config.start and (config.phases[0].train != "decoder" or not config.augment.cacheable()):
         raise UserError("decoder.standardize=true takes its statistics from cached features, so phases.0 must train only "
-                        "the decoder, without augmentation or with augment.views")
+                        "the decoder, without augmentation or with augment.views; or go on from a run that has them (start=RUN)")
     decoder = config.decoder
     if decoder.image == "first" and (decoder.deep_output or decoder.attention != Attention()):
         raise UserError("decoder.attention and decoder.deep_output need decoder.image=attention; with 'first' nothing is attended to")
@@ -327,8 +328,8 @@ def check(config: Config) -> Config:
         if phase.train == "all" and not decoder_trained and not phase.from_scratch:
             raise UserError(
                 f"phases.{i} trains the encoder together with an untrained decoder, which damages the encoder for good; "
-                f"train the decoder in a phase before it, or set phases.{i}.from_scratch=true for an encoder that is "
-                "itself untrained")
+                f"train the decoder in a phase before it, go on from a run (start=RUN), or set phases.{i}.from_scratch=true "
+                "for an encoder that is itself untrained")
         decoder_trained |= phase.objective == "captions"
     buckets = config.data.length_buckets
     if list(buckets) != sorted(set(buckets)) or min(buckets, default=1) < 1:

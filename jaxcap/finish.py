@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcap import evaluate, explain, features, journal, metrics, parallel, report, runs, vocab, wording
+from jaxcap import claims, evaluate, explain, features, journal, metrics, parallel, report, runs, vocab, wording
 from jaxcap.data import records
 
 SAMPLES = 8  # captions printed
@@ -57,8 +57,6 @@ def _samples(split: records.Split, captions, photos, times) -> list[report.Sampl
 def _words(split: records.Split, texts: dict[str, str], train_captions: list[str], times: dict[str, int],
            vocabulary: vocab.Vocab) -> report.Words:
     """What the split's captions are made of; `times` is how often each stands in train."""
-    from jaxcap import claims  # it knows training, which knows this module
-
     references = dict(zip(split.image_ids, split.captions))
     written = {"captions": texts.values(), "references": (text for several in split.captions for text in several)}
     return report.Words(

@@ -95,6 +95,7 @@ def train_step(state: TrainState, batch: Batch, table: Array | None, *, captione
             features_BPF, batch_stats = captioner.encode(params, batch_stats, seen, batch_norm=phase.batch_norm)
         if phase.objective == "words":
             words_BV = captioner.words(params, features_BPF)
+            words_BV = jnp.repeat(words_BV, len(targets_BT) // len(words_BV), axis=0)
             logits_BTV = jnp.broadcast_to(words_BV[:, None], (*targets_BT.shape, words_BV.shape[-1]))
             objective = total = losses.cross_entropy_sum(logits_BTV, targets_BT, phase.optim.label_smoothing)
         elif rewarded:  # without dropout: what learns is what drew

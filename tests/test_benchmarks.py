@@ -55,6 +55,16 @@ def measured(tmp_path_factory):
     return path
 
 
+def test_step_time_of_five_captions_a_look(tmp_path, capsys):
+    path = tmp_path / "five.json"
+    assert step_time.main(["--tiny", "--kinds", "frozen", "frozen_5", "--input", "synthetic", "real", "--json", str(path)]) == 0
+    one, _, five, real = json.loads(path.read_text("utf-8"))["results"]
+    assert (one["captions_per_photo"], five["captions_per_photo"], real["captions_per_photo"]) == (1, 5, 5)
+    assert one["gflop"] < five["gflop"] < 5 * one["gflop"]  # the decoder's part is five times as much, the CNN's is the same
+    assert math.isclose(five["gflop"], real["gflop"], rel_tol=0.01)
+    assert "share one look" in capsys.readouterr().out
+
+
 def test_step_time_writes_every_number(measured):
     result = json.loads(measured.read_text("utf-8"), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert result["ok"] and result["settings"]["tokens"] == 5 and result["machine"]["devices"] == 8

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcap import captioner, checkpoints, claims, config, evaluate, parallel, prepare, runs, train, vocab
+from jaxcap import captioner, checkpoints, claims, config, evaluate, parallel, prepare, runs, session, vocab
 from jaxcap.errors import UserError
 
 REFERENCES = {
@@ -132,7 +132,7 @@ def run(tmp_path_factory):
         decoder=config.Decoder(embedding=8, hidden=8), search=config.Search(beam=1, max_words=4),
         phases=(config.Phase("decoder", steps=4), config.Phase("everything", "all", steps=12, batch_norm="batch"))))
     words = vocab.build(["a red wall .", "the wall is green ."], min_count=1)
-    state = train.initial_state(configuration, captioner.build(configuration, len(words)), parallel.Parallel("shard_map"))
+    state = session.initial_state(configuration, captioner.build(configuration, len(words)), parallel.Parallel("shard_map"))
     state = jax.tree.map(jax.numpy.asarray, jax.device_get(state))  # on one device, which is quicker to save
     directory = root / "run"
     runs.create(directory, configuration, words)

@@ -88,10 +88,13 @@ def test_every_shipped_page_loads():
     from pathlib import Path
     pages = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
     assert pages
+    begun = {"flickr8k_finetune": ["start=runs/attention"]}  # goes on from a run
     for page in pages:
-        loaded = config.load(str(page))
+        loaded = config.load(str(page), begun.get(page.stem, ()))
         assert loaded.name == page.stem
         assert config.from_dict(config.to_dict(loaded)) == loaded
+    with pytest.raises(UserError, match="go on from a run .*start=RUN"):
+        config.load(str(pages[0].with_name("flickr8k_finetune.py")))
 
 
 def test_defaults_are_im2txts():

@@ -1,5 +1,6 @@
 """What every encoder's spec says, its options, and the bricks that it is built of. Parity is in test_encoder_parity.py."""
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -104,6 +105,28 @@ def test_remat_and_bfloat16_change_the_gradient_by_rounding_only(module, blocks,
     assert cosine > 0.95 and 0.9 < np.linalg.norm(rounded) / np.linalg.norm(flat) < 1.1
     jaxpr = jax.make_jaxpr(functools.partial(gradient, remat=True))(params)
     assert sum(equation.primitive.name in ("checkpoint", "remat2") for equation in jaxpr.eqns) == blocks
+
+
+@pytest.mark.parametrize(("name", "module"), [
+    ("efficientnet_lite0", functools.partial(EfficientNetLite, 1.0, 0.3)), ("densenet121", densenet.DenseNet),
+    ("inception_resnet_v2", functools.partial(inception.Inception, EVERY_STEP))])
+def test_a_folded_network_learns_as_the_plain_one(name, module, monkeypatch):
+    """In float64, and so to the digit, for every parameter; DenseNet has batch norms without a convolution."""
+    monkeypatch.setattr(densenet, "_LAYERS", (2, 2, 2, 2))
+    with jax.enable_x64():
+        spec = dataclasses.replace(encoders.get(name), module=module)
+        random = np.random.default_rng(0)
+        image_BHWC = jnp.asarray(random.uniform(-1, 1, (2, 96, 96, 3)))
+        variables = jax.device_get(jax.jit(spec.module(dtype=jnp.float64).init)(jax.random.key(0), image_BHWC))
+        variables = jax.tree.map(lambda leaf: (leaf + random.uniform(0, 0.5, leaf.shape)).astype(np.float64), variables)
+
+        def gradient(apply):
+            return jax.jit(jax.grad(lambda params: jnp.square(apply(params)).mean()))(variables["params"])
+
+        stats = variables["batch_stats"]
+        plain = gradient(lambda params: spec.module(dtype=jnp.float64).apply({"params": params, "batch_stats": stats}, image_BHWC))
+        folded = gradient(lambda params: encoders.fold(spec, {"params": params, "batch_stats": stats}, jnp.float64)(image_BHWC))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=1e-9 * np.abs(a).max()), plain, folded)
 
 
 def test_preprocessing_is_the_published_one():

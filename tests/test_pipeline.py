@@ -41,7 +41,7 @@ def test_an_epoch_shows_every_pair_at_most_once(examples, buckets):
     source = batches(examples, buckets=buckets)
     assert source.per_epoch == 105 // 8
     seen = [row for k in range(source.per_epoch) for row in rows_of(source[k])]
-    everything = [(int(p), *(int(t) for t in tokens if t != PAD)) for p, tokens in zip(examples.photo_N, examples.tokens_NT1)]
+    everything = [(int(p), *(int(t) for t in tokens if t != PAD)) for p, tokens in zip(examples.photo_N, examples.tokens_NCT1[:, 0])]
     assert len(seen) == 104
     for row in set(seen):
         assert seen.count(row) <= everything.count(row)
@@ -67,7 +67,7 @@ def test_batches_that_go_together_are_an_epoch_too(examples, buckets):
     sizes = [item["tokens_BT1"].shape[1] for item in one]
     assert sum(sizes) == together.per_epoch == alone.per_epoch == 13 and sorted(sizes)[1:] == [3] * 4
     seen = [row for item in one for row in rows_of(item)]
-    everything = [(int(p), *(int(t) for t in tokens if t != PAD)) for p, tokens in zip(examples.photo_N, examples.tokens_NT1)]
+    everything = [(int(p), *(int(t) for t in tokens if t != PAD)) for p, tokens in zip(examples.photo_N, examples.tokens_NCT1[:, 0])]
     assert len(seen) == 104 and all(seen.count(row) <= everything.count(row) for row in set(seen))
     if buckets:  # what goes together is of one length, and some of it is short
         assert {item["tokens_BT1"].shape[2] for item in one} > {10}
@@ -125,12 +125,34 @@ def test_fewer_captions_than_a_batch_still_make_one():
     assert batch["tokens_BT1"].shape == (8, 1, 6) and set(batch["index_B"].flat) == {0, 1}
 
 
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_captions_of_a_photo_go_together(hosts):
+    """Three captions, two of them, and one: in threes, the missing ones PAD alone; every caption once an epoch."""
+    captions = [["a b c d", "a", "b c"], ["c d e", "e"], ["f"], ["g h", "h", "g", "a b c d e"]] * 3
+    split = split_of(captions)
+    words = vocab.build((c for cs in captions for c in cs), min_count=1)
+    found = pipeline.encode(split, words, 8, captions_per_photo=3)
+    assert found.captions == 30 and found.tokens_NCT1.shape == (15, 3, 10)
+    assert found.photo_N[:5].tolist() == [0, 1, 2, 3, 3] and found.length_N[:5].tolist() == [4, 3, 1, 2, 5]
+    seen = []
+    for host in range(hosts):
+        source = batches(found, batch_size=4, buckets=(3, 5), together=2, host=host, hosts=hosts)
+        for k in range(source.items_per_epoch):
+            item = source[k]
+            index_BK, tokens_BKT = item["index_B"], item["tokens_BT1"]
+            assert tokens_BKT.shape[0] == 3 * index_BK.shape[0] == 3 * 4 // hosts
+            for row_KT, photo_K in zip(tokens_BKT, np.repeat(index_BK, 3, axis=0)):
+                seen += [(photo, words.decode(row)) for row, photo in zip(row_KT, photo_K) if row[0] == BOS]
+    everything = [(photo, text) for photo, texts in enumerate(captions) for text in texts]
+    assert len(set(seen)) == len(seen) and set(seen) <= set(everything) and len(seen) >= 30 - 9
+
+
 def test_captions_that_are_long_empty_or_unknown_are_counted():
     split = split_of([["a b a b a", "", " "], ["zebra yak", "a zebra"]])
     found = pipeline.encode(split, vocab.build(["a b"], min_count=1), 3)
     assert (found.cut, found.empty, found.unknown) == (1, 2, 1)
     assert len(found.photo_N) == 2
-    assert found.tokens_NT1[0].tolist()[-1] == EOS and (found.length_N == [3, 2]).all()
+    assert found.tokens_NCT1[0, 0].tolist()[-1] == EOS and (found.length_N == [3, 2]).all()
     with pytest.raises(UserError, match="no caption"):
         pipeline.encode(split_of([["", "zebra"]]), vocab.build(["a b"], min_count=1), 3)
 

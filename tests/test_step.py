@@ -42,7 +42,8 @@ class PlainCaptioner(Captioner):
     """TinyEncoder has no folded form; its frozen one is the plain one."""
 
     def frozen_encode(self, params, batch_stats):
-        return lambda image_BHWC: self.encode(params, batch_stats, image_BHWC)[0]
+        variables = {"params": params["encoder"], "batch_stats": batch_stats}
+        return lambda image_BHWC: self.encoder.apply(variables, image_BHWC).reshape(len(image_BHWC), -1, F)
 
 
 SPEC = EncoderSpec(name="tiny", module=TinyEncoder, image_size=SIZE, features=F, preprocess=lambda x: x)
@@ -111,6 +112,18 @@ def test_steps_that_go_together_are_the_steps_one_by_one(phase, mode, count):
     one = jax.device_get(one), jax.tree.map(lambda *leaves: np.stack(leaves), *reported)
     assert together[1].loss.shape == (3,) and together[0].step == 3
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one, together)
+
+
+@pytest.mark.parametrize(("mode", "count"), [("shard_map", 1), ("shard_map", 8), ("pmap", 8)])
+@pytest.mark.parametrize("phase", [FROZEN, JOINT, WORDS], ids=["frozen", "joint", "words"])
+def test_captions_that_share_a_look_are_the_photo_looked_at_for_each(phase, mode, count):
+    """Of three captions a photo, the last is PAD alone for some: it counts for nothing."""
+    captions = batch_of(rows=24)
+    captions.tokens_BT1[2::6] = PAD
+    photos = batch_of(rows=8).image_BHWC
+    shared = run(mode, count, phase, Batch(captions.tokens_BT1, image_BHWC=photos))
+    each = run(mode, count, phase, Batch(captions.tokens_BT1, image_BHWC=np.repeat(photos, 3, axis=0)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), shared, each)
 
 
 def test_statistics_per_device_differ_from_synchronized_ones():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcap import caption, checkpoints, config, evaluate, journal, prepare, train
+from jaxcap import caption, checkpoints, config, evaluate, feed, journal, prepare, train
 from jaxcap import step as steps
 from jaxcap.errors import UserError
 
@@ -120,9 +120,18 @@ def test_several_steps_a_dispatch_stop_and_resume_alike(data, tmp_path, monkeypa
     assert train.main([*several, "--run-dir", str(tmp_path / "stopped")]) == 143
     monkeypatch.setattr(train, "save", save)
     assert 0 < max(losses(tmp_path / "stopped")) < 19
-    monkeypatch.setattr(train, "steps_per_dispatch", None)  # a run keeps what it began with, whatever the device
+    monkeypatch.setattr(feed, "steps_per_dispatch", None)  # a run keeps what it began with, whatever the device
     assert train.main(["--resume", str(tmp_path / "stopped")]) == 0
     assert losses(tmp_path / "stopped") == whole
+
+
+def test_captions_of_a_photo_learn_from_one_look(data, tmp_path, capsys):
+    assert train.main([*settings(data), "data.captions_per_photo=2", "phases.0.steps=8", "eval_during=false",
+                       "--run-dir", str(tmp_path / "run")]) == 0
+    assert "batch 8 photos × 2 captions" in capsys.readouterr().err
+    lines = [line for line in journal.read(tmp_path / "run") if "loss" in line]
+    assert lines[3]["epoch"] == 1  # 32 photos in four steps
+    assert lines[-1]["loss"] < lines[0]["loss"]
 
 
 def test_resume_under_another_config_is_refused_with_the_differences(data, finished, capsys):
@@ -142,6 +151,7 @@ def test_resume_under_another_config_is_refused_with_the_differences(data, finis
     ("encoder.weights=/nowhere/weights.h5", "/nowhere/weights.h5"),
     ("encoder.name=smal_cnn", "small_cnn"),
     ("vocabulary.min_count=1000", "min_count"),
+    ("data.captions_per_photo=0", "data.captions_per_photo must be at least 1"),
 ])
 def test_bad_input_leaves_nothing_behind(data, tmp_path, change, words):
     with pytest.raises(UserError, match=words) as error:

@@ -1,7 +1,7 @@
 """Batches of a split: shuffled pairs of photo and caption, cut and padded, served by grain with a position to save.
 
-Every (photo, caption) pair is one example, as in im2txt. What is served k-th is a function of the seed and k alone, so the
-position in the data is one number and any host can make its own rows.
+Every (photo, caption) pair is one example, as in im2txt, or a photo with several of its captions. What is served k-th is a
+function of the seed and k alone, so the position in the data is one number and any host can make its own rows.
 """
 
 import functools
@@ -19,25 +19,35 @@ from jaxcap.vocab import PAD, UNK, Vocab, pad
 
 @dataclass(frozen=True)
 class Examples:
-    """The pairs of a split as ids.
+    """The examples of a split: photos, each with C captions as ids.
 
-    tokens_NT1: int32 [N, max_words + 2], BOS … EOS PAD. photo_N: row of the photo in the split. length_N: words.
+    tokens_NCT1: int32 [N, C, max_words + 2], BOS … EOS PAD, or PAD alone where a photo has no further caption.
+    photo_N: row of the photo in the split. length_N: words of the longest caption.
     cut, empty, unknown: captions that were cut at max_words, and that were left out for having no (known) word.
     """
 
-    tokens_NT1: np.ndarray
+    tokens_NCT1: np.ndarray
     photo_N: np.ndarray
     length_N: np.ndarray
     cut: int
     empty: int
     unknown: int
 
+    @property
+    def captions(self) -> int:
+        """How many captions there are."""
+        return int((self.tokens_NCT1[..., 0] != PAD).sum())
 
-def encode(split: Split, vocab: Vocab, max_words: int) -> Examples:
-    """All captions of `split` as ids. Raises `UserError` when none is left to train on."""
+
+def encode(split: Split, vocab: Vocab, max_words: int, captions_per_photo: int = 1) -> Examples:
+    """All captions of `split` as ids, as many as told of a photo in one example, those of like length together.
+
+    Raises `UserError` when none is left to train on.
+    """
     rows, photos = [], []
     cut = empty = unknown = 0
     for photo, captions in enumerate(split.captions):
+        known = []
         for caption in captions:
             ids = vocab.encode(caption, max_words + 1)
             if len(ids) - 2 > max_words:
@@ -48,34 +58,40 @@ def encode(split: Split, vocab: Vocab, max_words: int) -> Examples:
             elif all(i == UNK for i in ids[1:-1]):
                 unknown += 1
             else:
-                rows.append(ids)
-                photos.append(photo)
+                known.append(ids)
+        if captions_per_photo > 1:
+            known.sort(key=len)
+        known += [[]] * (-len(known) % captions_per_photo)
+        rows += known
+        photos += [photo] * (len(known) // captions_per_photo)
     if not rows:
         raise UserError(f"split {split.name!r} has no caption with a word of the vocabulary "
                         f"({empty} empty, {unknown} of unknown words only); check its captions")
-    tokens_NT1 = pad(rows, max_words + 2)
-    return Examples(tokens_NT1, np.array(photos, np.int32), (tokens_NT1 != PAD).sum(axis=1) - 2, cut, empty, unknown)
+    tokens_NCT1 = pad(rows, max_words + 2).reshape(len(photos), captions_per_photo, -1)
+    length_N = (tokens_NCT1 != PAD).sum(axis=2).max(axis=1) - 2
+    return Examples(tokens_NCT1, np.array(photos, np.int32), length_N, cut, empty, unknown)
 
 
 class Batches:
     """What goes to the device at once, by number: `together` batches, or fewer. A random-access source for grain.
 
-    An epoch is a new permutation of all pairs. With `buckets`, batches that go together hold captions of similar length and are
+    An epoch is a new permutation of all examples. With `buckets`, batches that go together hold captions of similar length and are
     padded to the next bucket only; without, to the longest caption allowed. What does not fill a batch at the end of an
     epoch is left to the next permutation, so that every epoch has the same number of batches.
 
-    An item has arrays [B, K, …]: K batches side by side, their rows first, as the devices share them out. Only the last item
-    of an epoch's longest bucket, and the last of all, may have a smaller K.
+    An item has arrays [B, K, …]: K batches side by side, their rows first, as the devices share them out; tokens have C rows
+    for every one of what is seen, the captions of a photo side by side. Only the last item of an epoch's longest bucket, and the
+    last of all, may have a smaller K.
 
     Args:
-      examples: the pairs.
-      batch_size: pairs a batch, over all hosts.
+      examples: what is shuffled.
+      batch_size: examples a batch, over all hosts.
       seed: of the permutations.
       total: number of batches that the source offers.
       kind: name of what is fed beside `tokens_BT1`: "index_B", "image_BHWC" or "features_BPF".
       fetch: rows of the split → that array.
       buckets: caption lengths in words, rising; the longest allowed is one by itself.
-      views: features of a photo are rows photo · views … photo · views + views − 1; one of them is drawn for every caption.
+      views: features of a photo are rows photo · views … photo · views + views − 1; one of them is drawn for every example.
       together: batches an item.
       numbered: also give the photos' numbers, `photo_B`.
       host, hosts: which rows of a batch are made here.
@@ -86,7 +102,7 @@ class Batches:
                  together: int = 1, numbered: bool = False, host: int = 0, hosts: int = 1):
         self.examples, self.batch_size, self.seed, self.views, self.together = examples, batch_size, seed, views, together
         self.kind, self.fetch, self.numbered, self.host, self.hosts = kind, fetch, numbered, host, hosts
-        longest = examples.tokens_NT1.shape[1] - 2
+        longest = examples.tokens_NCT1.shape[2] - 2
         self.buckets = np.array([*(length for length in buckets if length < longest), longest])
         self.bucket_N = np.searchsorted(self.buckets, examples.length_N)
         self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
@@ -103,7 +119,7 @@ class Batches:
 
     @property
     def per_epoch(self) -> int:
-        """Batches in a pass over the captions."""
+        """Batches in a pass over the examples."""
         return per_epoch(self.examples, self.batch_size)
 
     def __getitem__(self, k: int) -> dict[str, np.ndarray]:
@@ -117,15 +133,16 @@ class Batches:
                 slice(self.host * share, (self.host + 1) * share))
         rows_BK, seen_BK = rows_KB[here].T, seen_KB[here].T
         seen = self.fetch(seen_BK.reshape(-1))
-        return {"tokens_BT1": self.examples.tokens_NT1[rows_BK, :length + 2],
+        tokens_BCKT1 = self.examples.tokens_NCT1[rows_BK, :, :length + 2].swapaxes(1, 2)
+        return {"tokens_BT1": tokens_BCKT1.reshape(-1, *tokens_BCKT1.shape[2:]),
                 self.kind: seen.reshape(*seen_BK.shape, *seen.shape[1:]),
                 **({"photo_B": self.examples.photo_N[rows_BK]} if self.numbered else {})}
 
     def _make_epoch(self, epoch: int) -> list[tuple[np.ndarray, int]]:
-        """Items, each as the numbers of its pairs [K, B] and the words that they are padded to."""
+        """Items, each as the numbers of its examples [K, B] and the words that they are padded to."""
         random = np.random.default_rng([self.seed, epoch])
         order = random.permutation(len(self.bucket_N))
-        if len(order) < self.batch_size:  # a handful of captions still makes a batch
+        if len(order) < self.batch_size:  # a handful of examples still makes a batch
             order = np.resize(order, self.batch_size)
         items, left = [], order[:0]
         for bucket, length in enumerate(self.buckets):
@@ -149,7 +166,7 @@ class Batches:
 
 
 def per_epoch(examples: Examples, batch_size: int) -> int:
-    """Whole batches in a pass over the captions, at least one."""
+    """Whole batches in a pass over the examples, at least one."""
     return max(len(examples.photo_N) // batch_size, 1)
 
 

@@ -63,13 +63,13 @@ def get(name: str) -> EncoderSpec:
     return module.SPECS[name] if hasattr(module, "SPECS") else module.SPEC
 
 
-def fold(spec: EncoderSpec, variables: dict, dtype=jnp.float32) -> Callable[[jax.Array], jax.Array]:
-    """The frozen encoder as a pure function image_BHWC → features_BHWF, batch norm folded into the convolutions.
+def fold(spec: EncoderSpec, variables: dict, dtype=jnp.float32, remat: bool = False) -> Callable[[jax.Array], jax.Array]:
+    """The encoder as a pure function image_BHWC → features_BHWF, batch norm folded into the convolutions.
 
     The function is a pytree (`jax.tree_util.Partial`) that carries the weights: jit may take it as an argument.
     """
     params = layers.fold(variables, spec.epsilon)
-    module = spec.module(dtype=dtype)
+    module = spec.module(dtype=dtype, remat=remat)
 
     def apply(params, image_BHWC):
         return module.apply({"params": params}, image_BHWC, batch_norm="folded")
