@@ -13,7 +13,7 @@ import numpy as np
 ORDERS = 4  # n-grams of 1 to so many words
 SIGMA = 6.0  # words; width of the penalty on a difference in length (equation 4)
 _BLOCK = 1 << 15  # pairs of places compared at once, times 4: what stays in a processor's cache
-_NO_WORD, _OTHER = -1, -2  # fill captions and references, and never equal one another
+NO_WORD, OTHER = -1, -2  # fill captions and references, and never equal one another
 
 
 class CiderD:
@@ -38,7 +38,7 @@ class CiderD:
         tokens_RT = _rows(captions)
         self.base = int(tokens_RT.max(initial=0)) + 1
         self.tokens_RT = tokens_RT.astype(np.int32)
-        self.length_R = (tokens_RT != _NO_WORD).sum(axis=1)
+        self.length_R = (tokens_RT != NO_WORD).sum(axis=1)
         self.keys, self.idf = [], []
         photo_R = np.repeat(np.arange(self._photos), counts_N)
         ids_RT = np.zeros_like(tokens_RT)
@@ -75,11 +75,11 @@ class CiderD:
         count_N = self.count_N[photos_N]
         n_P = np.repeat(np.arange(len(tokens_NT)), count_N)
         r_P = np.arange(len(n_P)) - np.repeat(np.cumsum(count_N) - count_N, count_N) + self.first_N[photos_N][n_P]
-        length_N, length_P = (tokens_NT != _NO_WORD).sum(axis=1), self.length_R[r_P]
+        length_N, length_P = (tokens_NT != NO_WORD).sum(axis=1), self.length_R[r_P]
         other_PT = self.tokens_RT[r_P, :length_P.max(initial=1)].astype(np.int32)
-        other_PT[other_PT == _NO_WORD] = _OTHER
+        other_PT[other_PT == NO_WORD] = OTHER
         dots_PO = np.zeros((len(n_P), ORDERS))
-        for n, same_PTT in enumerate(_same(tokens_NT.astype(np.int32)[n_P], other_PT)):
+        for n, same_PTT in enumerate(same_ngrams(tokens_NT.astype(np.int32)[n_P], other_PT)):
             in_other_PT = same_PTT.sum(axis=2, dtype=np.int16).astype(np.float64)
             # Σ over n-grams of min(g, h) · h with g, h = TF-IDF here and there, spread over the places where one stands.
             clipped_PT = np.minimum(counts[n][n_P], in_other_PT)
@@ -96,8 +96,8 @@ class CiderD:
         N, T = tokens_NT.shape
         squares_NO, weights, counts = np.zeros((N, ORDERS)), [], []
         ids_NT = np.zeros_like(tokens_NT)
-        other_NT = np.where(tokens_NT == _NO_WORD, _OTHER, tokens_NT)
-        for n, same_NTT in enumerate(_same(tokens_NT, other_NT), start=1):
+        other_NT = np.where(tokens_NT == NO_WORD, OTHER, tokens_NT)
+        for n, same_NTT in enumerate(same_ngrams(tokens_NT, other_NT), start=1):
             ids_NT, idf_NT = self._find(self._join(ids_NT, tokens_NT, n), n)
             count_NT = same_NTT.sum(axis=2, dtype=np.int16).astype(np.float64)
             idf2_NT = idf_NT[:, :count_NT.shape[1]] ** 2
@@ -108,7 +108,7 @@ class CiderD:
 
     def _join(self, ids_NT: np.ndarray, tokens_NT: np.ndarray, n: int) -> np.ndarray:
         """Keys of the n-grams that begin at each place, from the ids of those a word shorter; -1 where there is none."""
-        last_NT = np.full_like(tokens_NT, _NO_WORD)
+        last_NT = np.full_like(tokens_NT, NO_WORD)
         last_NT[:, :max(tokens_NT.shape[1] - n + 1, 0)] = tokens_NT[:, n - 1:]
         return np.where((ids_NT >= 0) & (last_NT >= 0) & (last_NT < self.base), ids_NT * self.base + last_NT, -1)
 
@@ -123,16 +123,19 @@ class CiderD:
 
 
 def _rows(captions: np.ndarray | Sequence[Sequence[int]]) -> np.ndarray:
-    """int64 [N, T] of ids, padding turned to `_NO_WORD`; words stand at the front of each row."""
+    """int64 [N, T] of ids, padding turned to `NO_WORD`; words stand at the front of each row."""
     texts = [row[row != 0] for row in (np.asarray(text, np.int64) for text in captions)]
-    rows_NT = np.full((len(texts), max(map(len, texts), default=0)), _NO_WORD, np.int64)
+    rows_NT = np.full((len(texts), max(map(len, texts), default=0)), NO_WORD, np.int64)
     for row, text in zip(rows_NT, texts):
         row[:len(text)] = text
     return rows_NT
 
 
-def _same(one_NT: np.ndarray, other_NT: np.ndarray):
-    """For n = 1 … `ORDERS`, bool [N, T - n + 1, T' - n + 1]: is the n-gram at this place the one at that place?"""
+def same_ngrams(one_NT: np.ndarray, other_NT: np.ndarray):
+    """For n = 1 … `ORDERS`, bool [N, T - n + 1, T' - n + 1]: is the n-gram at this place the one at that place?
+
+    Of NumPy's or JAX's arrays; padding is `NO_WORD` in one of them and `OTHER` in the other.
+    """
     words_NTT = same_NTT = one_NT[:, :, None] == other_NT[:, None, :]
     yield same_NTT
     for n in range(1, ORDERS):

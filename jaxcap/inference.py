@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcap import config as configs
-from jaxcap import sampling, search
+from jaxcap import consensus, sampling, search
 from jaxcap.captioner import Captioner
 from jaxcap.data.augment import central_crop
 from jaxcap.ensemble import Ensemble
@@ -71,7 +71,8 @@ def decoder(captioner: Captioner | Ensemble, settings: configs.Search, size: int
             number_B = first + jax.lax.axis_index(AXIS) * batch + jnp.arange(batch)
             key_B = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(settings.seed)))(number_B)
             return sampling.sample(step, state, key_B, **options)
-        return search.beam(step, state, batch=batch, penalty=penalty, **options)
+        found = search.beam(step, state, batch=batch, penalty=penalty, **options)
+        return consensus.rank(found) if settings.consensus else found
 
     compiled = parallel.wrap(decode, in_sharded=(False, False, True, False), out_sharded=True, typed=False)
     return lambda params, batch_stats, seen, first=0: compiled(params, batch_stats, seen, np.int32(first))

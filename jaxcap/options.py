@@ -44,6 +44,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     for key, (kind, metavar, meaning) in _SEARCH.items():
         action = "append" if kind is str else "store"
         how.add_argument(_flag(key), dest=key, type=kind, metavar=metavar, help=meaning, action=action)
+    how.add_argument("--consensus", action=argparse.BooleanOptionalAction, default=None,
+                     help="of the beam's captions write the one that the others agree with most instead of the likeliest; "
+                          "best with --beam 10")
     draws = parser.add_argument_group("drawing captions instead of searching")
     draws.add_argument("--sample", action=argparse.BooleanOptionalAction, default=None,
                        help="draw --beam captions a photo at random; the first of them is as good as any")
@@ -61,7 +64,7 @@ def load(arguments: argparse.Namespace) -> runs.Run:
 
 def search(configuration: configs.Config, arguments: argparse.Namespace) -> configs.Config:
     """`configuration` with the flags' search settings. Raises `UserError` for settings that contradict each other."""
-    given = {key: getattr(arguments, key) for key in (*_SEARCH, *_SAMPLING, "sample")}
+    given = {key: getattr(arguments, key) for key in (*_SEARCH, *_SAMPLING, "consensus", "sample")}
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if value is not None}
     return configs.check(dataclasses.replace(configuration, search=dataclasses.replace(configuration.search, **given)))
 

@@ -210,7 +210,8 @@ def _search(search: configs.Search) -> str:
     for setting in dataclasses.fields(search):
         value = getattr(search, setting.name)
         if value != setting.default and setting.name not in ("beam", "max_words", "sample"):
-            said.append(f"{setting.name.replace('_', ' ')} {' '.join(value) if isinstance(value, tuple) else value}")
+            shown = "" if value is True else " ".join(value) if isinstance(value, tuple) else value
+            said.append(f"{setting.name.replace('_', ' ')} {shown}".rstrip())
     return ", ".join(said)
 
 

@@ -23,7 +23,6 @@ PyTree = Any
 # A word ends no caption if it is read so often and stands at the end of fewer than one caption in so many times that it is read.
 SEEN, RARELY = 200, 500
 LONGEST = 60  # words of a reference that count
-_NO_WORD, _OTHER = -1, -2  # fill captions and references, and never equal one another
 
 
 class Level(NamedTuple):
@@ -73,7 +72,7 @@ def references(captions: Sequence[Sequence[Sequence[int]]], words: Sequence[str]
         np.add.at(seen_V, said, 1)
         last_V[said[-1:]] += 1
     return References(
-        np.where(counted.tokens_RT < 0, _OTHER, counted.tokens_RT).astype(np.int32), counted.norm_RO.astype(np.float32),
+        np.where(counted.tokens_RT < 0, cider.OTHER, counted.tokens_RT).astype(np.int32), counted.norm_RO.astype(np.float32),
         counted.first_N.astype(np.int32), counted.count_N.astype(np.int32), np.arange(counted.count_N.max(), dtype=np.int32),
         tuple(levels), np.float32(counted.unseen), (seen_V >= SEEN) & (last_V * RARELY < seen_V), mark_V)
 
@@ -83,11 +82,11 @@ def cider_d(of: References, tokens_NT: Array, photo_N: Array) -> Array:
 
     Computes what `cider.CiderD` does, in float32.
     """
-    tokens_NT = jnp.where(tokens_NT == PAD, _NO_WORD, tokens_NT)
+    tokens_NT = jnp.where(tokens_NT == PAD, cider.NO_WORD, tokens_NT)
     count_N = of.count_N[photo_N]
     row_NC = of.first_N[photo_N][:, None] + jnp.minimum(of.mask_C, count_N[:, None] - 1)
     other_NCT = of.tokens_RT[row_NC]
-    here_NTT = tokens_NT[:, :, None] == jnp.where(tokens_NT < 0, _OTHER, tokens_NT)[:, None]
+    here_NTT = tokens_NT[:, :, None] == jnp.where(tokens_NT < 0, cider.OTHER, tokens_NT)[:, None]
     there_NCTT = tokens_NT[:, None, :, None] == other_NCT[:, :, None]
     ids_NT, dots, squares = jnp.zeros_like(tokens_NT), [], []
     same_NTT, same_NCTT = here_NTT, there_NCTT

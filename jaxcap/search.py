@@ -192,7 +192,11 @@ def score(log_probs: Array, length: Array | int, normalization: float) -> Array:
 
 def _best(captions: Captions, count: int) -> Captions:
     """The `count` best of a list, best first; the earlier one wins ties."""
-    _, order_BK = jax.lax.top_k(captions.scores_BK, count)
+    return ordered(captions, jax.lax.top_k(captions.scores_BK, count)[1])
+
+
+def ordered(captions: Captions, order_BK: Array) -> Captions:
+    """Those captions of each photo whose places `order_BK` names, in that order."""
     return jax.tree.map(
         lambda x: jnp.take_along_axis(x, order_BK.reshape(*order_BK.shape, *[1] * (x.ndim - 2)), axis=1), captions)
 

@@ -21,6 +21,7 @@ class Search:
     must_contain: tuple[str, ...] = ()  # words that every caption contains, at most MOST_REQUIRED
     groups: int = 1  # of diverse beam search: beam // groups captions each
     diversity: float = 0.5  # log-probability that a word costs for every earlier group that wrote it in the same place
+    consensus: bool = False  # of the beam's captions the one that the others agree with most, not the likeliest
     sample: bool = False  # draw captions instead of searching for the best
     temperature: float = 1.0  # of the draws: below 1 likely words grow likelier
     top_k: int = 0  # draw only among so many likeliest words; 0 is all
@@ -50,6 +51,8 @@ def check(search: Search) -> None:
         raise UserError("search.groups and search.must_contain cannot be combined: both divide the beam, each in its way")
     if search.sample and search.coverage:
         raise UserError("search.coverage changes which captions are best, so it cannot be combined with search.sample")
+    if search.consensus and search.sample:
+        raise UserError("search.consensus ranks what a search found, so it cannot be combined with search.sample")
     if search.sample and (search.groups > 1 or search.must_contain):
         raise UserError("search.sample cannot be combined with search.groups or search.must_contain, which are ways to search")
     drawn = [key for key, off in (("temperature", 1), ("top_k", 0), ("nucleus", 1)) if getattr(search, key) != off]

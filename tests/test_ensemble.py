@@ -181,6 +181,9 @@ def test_flags_reach_the_search(folder, capsys):
         assert missing in words and len(words) >= 3 and len(set(words)) == len(words)
     diverse = written(capsys, folder, folder / "one", "--groups", "2", "--diversity", "20", "--beam", "2", top=3)
     assert all(len({c["text"] for c in photo}) > 1 for photo in diverse)
+    wide, agreed = (written(capsys, folder, folder / "one", "--beam", "6", *flags, top=6) for flags in ([], ["--consensus"]))
+    assert [sorted(c["text"] for c in photo) for photo in wide] == [sorted(c["text"] for c in photo) for photo in agreed]
+    assert wide != agreed
     drawn = [written(capsys, folder, folder / "one", "--sample", "--temperature", "2", "--seed", seed, "--batch-size", size, top=3)
              for seed, size in (("1", "8"), ("1", "1"), ("2", "8"))]
     texts = [[c["text"] for photo in captions for c in photo] for captions in drawn]
@@ -197,6 +200,7 @@ def test_flags_reach_the_search(folder, capsys):
     (["--sample", "--groups", "3"], "search.sample cannot be combined"),
     (["--coverage", "0.5"], "search.coverage needs one model with attention"),
     (["--coverage", "0.5", "--sample"], "search.coverage changes which captions are best"),
+    (["--consensus", "--sample"], "search.consensus ranks what a search found"),
     (["--groups", "2"], "search.beam=3 cannot be divided into search.groups=2"),
     (["--groups", "3", "--must-contain", "red"], "cannot be combined"),
     (["--min-words", "9"], "search.min_words=9 is more than search.max_words=7"),
