@@ -189,15 +189,20 @@ def measure(run: runs.Run, configuration: configs.Config, devices: parallel.Para
             captions: Captions) -> dict[str, Any]:
     """All three claims for the run's loaded checkpoint, whose captions of `split` are given, as JSON takes them.
 
-    `colours` also has the ends of earlier phases whose checkpoint is still there, captioned for that, and
-    `colours_of_first_references` what people do: each photo's first reference beside its others. `probe` reads the features of
-    `split` with what the train split teaches, and where the encoder was trained, also those of its first weights.
+    `colours` also has the ends of earlier phases whose checkpoint is still there, and the run that this one went on from if that
+    is still there, captioned for that, and `colours_of_first_references` what people do: each photo's first reference beside its
+    others. `probe` reads the features of `split` with what the train split teaches, and where the encoder was trained, also those
+    of its first weights.
     """
     train_split = records.open_split(configuration.data, configuration.data.train)
     references = dict(zip(split.image_ids, split.captions))
     names = [phase.name for phase in configuration.phases]
     now, earlier = _phases(run)
     by_phase = {}
+    begun = Path(configuration.start)
+    begun = runs.load(begun) if configuration.start and (begun / "config.json").exists() else None
+    if begun:
+        by_phase[f"start, step {begun.step}"] = colours(_captions(begun, configuration, devices, split), references)
     for number, step in earlier.items():
         before = runs.load(run.directory, step=step)
         by_phase[f"{names[number]}, step {step}"] = colours(_captions(before, configuration, devices, split), references)
@@ -211,9 +216,12 @@ def measure(run: runs.Run, configuration: configs.Config, devices: parallel.Para
 
     probes = {}
     if any(phase.train == "all" for phase in configuration.phases[:now + 1]):
-        first = session.initial_state(configuration, run.captioner, devices)
-        kind = "first weights" if configuration.encoder.weights else "first weights (random)"
-        probes[kind] = look(first.params, first.batch_stats)
+        if begun:
+            probes[f"start, step {begun.step}"] = look(begun.params, begun.batch_stats)
+        elif not configuration.start:
+            first = session.initial_state(configuration, run.captioner, devices)
+            kind = "first weights" if configuration.encoder.weights else "first weights (random)"
+            probes[kind] = look(first.params, first.batch_stats)
     probes[f"step {run.step}"] = look(run.params, run.batch_stats)
     return {"split": split.name, "step": run.step,
             "familiarity": familiarity(captions, references, (text for texts in train_split.captions for text in texts)),

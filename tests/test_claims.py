@@ -1,6 +1,7 @@
 """The announcement's claims as numbers: measures worked out by hand, the probe on features that tell and that do not."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -164,6 +165,18 @@ def test_claims_of_an_encoder_that_was_not_trained_have_one_probe(run):
     assert evaluate.main([str(run), "--claims", "--step", "4"]) == 0
     measured = json.loads((run / "results" / "val.claims.json").read_text("utf-8"))
     assert list(measured["probe"]) == ["step 4"] and list(measured["colours"]) == ["decoder, step 4"]
+
+
+def test_claims_of_a_run_that_goes_on_from_another_begin_with_that_one(run, tmp_path):
+    further = tmp_path / "further"
+    shutil.copytree(run, further)
+    for start, expected in ((str(run), ["start, step 16", "step 16"]), (str(tmp_path / "gone"), ["step 16"])):
+        text = json.loads((run / "config.json").read_text("utf-8"))
+        (further / "config.json").write_text(json.dumps(text | {"start": start}), encoding="utf-8")
+        assert evaluate.main([str(further), "--claims", "--step", "16"]) == 0
+        measured = json.loads((further / "results" / "val.claims.json").read_text("utf-8"))
+        assert list(measured["probe"]) == expected
+        assert [name for name in measured["colours"] if name.startswith("start")] == expected[:-1]
 
 
 def test_results_that_cannot_be_written_are_one_sentence(tmp_path):
