@@ -199,9 +199,9 @@ def measure(run: runs.Run, configuration: configs.Config, devices: parallel.Para
     names = [phase.name for phase in configuration.phases]
     now, earlier = _phases(run)
     by_phase = {}
-    begun = Path(configuration.start)
-    begun = runs.load(begun) if configuration.start and (begun / "config.json").exists() else None
-    if begun:
+    begun = None
+    if configuration.start and (Path(configuration.start) / "config.json").exists():
+        begun = runs.load(Path(configuration.start))
         by_phase[f"start, step {begun.step}"] = colours(_captions(begun, configuration, devices, split), references)
     for number, step in earlier.items():
         before = runs.load(run.directory, step=step)

@@ -2,7 +2,7 @@
 
 The likeliest caption of a wide beam is short and says little. What many of the beam's captions say in one form or another is
 more likely still: the caption nearest to all of them has the least expected loss (minimum Bayes risk, Kumar and Byrne 2004;
-for captions Devlin et al. 2015, arXiv 1505.04467, section 3.2).
+for captions of photos Devlin et al. 2015, arXiv 1505.04467).
 """
 
 import jax
