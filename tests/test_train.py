@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from PIL import Image
 
 from jaxcap import caption, checkpoints, config, evaluate, feed, journal, prepare, train
 from jaxcap import step as steps
+from jaxcap.data import records
 from jaxcap.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -123,6 +126,21 @@ def test_several_steps_a_dispatch_stop_and_resume_alike(data, tmp_path, monkeypa
     monkeypatch.setattr(feed, "steps_per_dispatch", None)  # a run keeps what it began with, whatever the device
     assert train.main(["--resume", str(tmp_path / "stopped")]) == 0
     assert losses(tmp_path / "stopped") == whole
+
+
+def test_threads_that_open_a_split_together_open_it_once_and_silence_nobody(data, monkeypatch):
+    split = records.open_split(config.Data("folder", str(data), "tiny", 32), "train")
+    stdout, opened, opening = sys.stdout, [], records.tfds.builder_from_directory
+
+    def slowly(path):
+        opened.append(sys.stdout)
+        time.sleep(0.1)
+        return opening(path)
+
+    monkeypatch.setattr(records.tfds, "builder_from_directory", slowly)
+    with ThreadPoolExecutor(8) as pool:
+        assert len({image.tobytes() for image in pool.map(split.image, range(16))}) == 16
+    assert opened == [stdout] and sys.stdout is stdout
 
 
 def test_captions_of_a_photo_learn_from_one_look(data, tmp_path, capsys):

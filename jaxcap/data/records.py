@@ -11,6 +11,7 @@ import io
 import json
 import os
 import tempfile
+import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from jaxcap.errors import UserError
 
 _DRAWN = ("shapes",)  # made of code alone, so opening one prepares it
 _INDEX = ".index.json"
+_OPENING = threading.Lock()
 _SHARD_BYTES = 128 << 20  # pixels a file; a writer holds one such file's photos at a time
 
 
@@ -197,9 +199,10 @@ class Split:
     @property
     def _source(self):
         if "_opened" not in self.__dict__:
-            with _quiet():
-                source = tfds.builder_from_directory(self.path).as_data_source(self.name)
-            object.__setattr__(self, "_opened", source)
+            with _OPENING:  # grain's threads come together
+                if "_opened" not in self.__dict__:
+                    source = tfds.builder_from_directory(self.path).as_data_source(self.name)
+                    object.__setattr__(self, "_opened", source)
         return self._opened
 
     def __getstate__(self) -> dict:
@@ -267,7 +270,10 @@ def _damaged(path: Path, error: object) -> str:
 
 @contextlib.contextmanager
 def _quiet():
-    """Silences TFDS, which announces downloads that do not happen; our own progress bars are on stderr."""
+    """Silences TFDS, which announces downloads that do not happen; our own progress bars are on stderr.
+
+    For one thread at a time: whoever leaves last restores what it found.
+    """
     level = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     tfds.disable_progress_bar()
