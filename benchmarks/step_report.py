@@ -7,7 +7,8 @@ from benchmarks.timing import Peak, Timing, short
 # announcement of im2txt (Google Research blog, 22 September 2016).
 THEN_S = {"TensorFlow 2016": 0.7, "DistBelief 2016": 3.0}
 THEN_BATCH, THEN_CARD, THEN_TFLOPS = 32, "one NVIDIA K20", 3.52
-CNN_WORK = {"eval": 1, "frozen": 1, "frozen_5": 1.2, "joint": 4.5, "joint_5": 4.7}  # about the time of the steps that run the CNN, one beside the other
+# About the time of the steps that run the CNN, one beside the other.
+CNN_WORK = {"eval": 1, "frozen": 1, "frozen_5": 1.2, "joint": 4.5, "joint_5": 4.7}
 
 
 def rows(results: list[dict]) -> list[list[str]]:
