@@ -20,11 +20,12 @@ cd "$(dirname "$0")/.."
 
 OUT=${OUT:-out}
 tiny=() steps=(--batch 32 256) decode=(--batch 256 32 1 --beam 3 1) fewer_kinds=() profiled=(cached_8 frozen joint)
-peers=(--kinds frozen joint cached --forms channels_last+graph+fused channels_last+compile+graph+fused graph+fused compile+graph+fused)
+peers=(--kinds frozen joint cached beam
+  --forms channels_last+graph+fused channels_last+compile+graph+fused graph+fused compile+graph+fused beam:graph)
 patience=1
 if [[ -n ${TINY:-} ]]; then
   tiny=(--tiny) steps=() decode=(--batch 2 --beam 3) fewer_kinds=(--kinds cached) profiled=(cached)
-  peers=(--kinds cached --forms eager)
+  peers=(--kinds cached --forms cached:eager)
   patience=10 # for a machine that is busy with other things
   export JAX_DISABLE_MOST_OPTIMIZATIONS=1 JAX_PLATFORMS=cpu
 fi

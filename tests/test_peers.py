@@ -1,6 +1,7 @@
-"""The comparison with PyTorch: that both libraries take the same step, that a difference shows, and what is made of the times.
+"""The comparison with PyTorch and Keras: that all take the same step, that a difference shows, and what is made of the times.
 
-What needs PyTorch runs where it can be imported or where JAXCAP_TORCH_PYTHON names a Python that has it. No speed is asserted.
+What needs one of them runs where it can be imported or where JAXCAP_TORCH_PYTHON or JAXCAP_KERAS_PYTHON names a Python that has
+it. No speed is asserted.
 """
 
 import importlib.util
@@ -26,11 +27,16 @@ from jaxcap.data import augment
 from jaxcap.errors import UserError
 
 REPOSITORY = Path(__file__).parents[1]
-TRIED = {"cached": ("eager", "onednn+loop", "sparse+fused"), "eval": ("channels_last+merged+onednn",),
-         "frozen": ("eager", "channels_last+unfolded"), "joint": ("eager", "channels_last+merged+sparse+fused")}
+TRIED = {
+    "torch": {"cached": ("eager", "onednn+loop", "sparse+fused"), "eval": ("channels_last+merged+onednn",),
+              "frozen": ("eager", "channels_last+unfolded"), "joint": ("eager", "channels_last+merged+sparse+fused"),
+              "beam": ("eager", "lists", "onednn")},
+    "keras": {"cached": ("eager", "function+unroll+sparse", "xla"), "eval": ("function",), "frozen": ("eager", "function+unfolded"),
+              "joint": ("eager", "function+fused_norm+sparse")},
+}
 
 
-# --- without PyTorch ----------------------------------------------------------------------------------------------------
+# --- without either ----------------------------------------------------------------------------------------------------
 
 
 def test_ratios_are_taken_pair_by_pair():
@@ -56,33 +62,40 @@ def test_disagreement_names_what_is_too_far_apart():
 
 
 def test_forms():
-    assert forms.parse("eager") == frozenset() and forms.parse("channels_last+fused") == {"channels_last", "fused"}
-    for wrong in ("fast", "eager+", "sparse+graph", "channels_last compile"):
+    assert forms.parse("torch", "eager") == frozenset()
+    assert forms.parse("torch", "channels_last+fused") == {"channels_last", "fused"}
+    for library, wrong in (("torch", "fast"), ("torch", "eager+"), ("torch", "sparse+graph"), ("torch", "channels_last compile"),
+                           ("torch", "xla"), ("keras", "compile"), ("keras", "function+xla")):
         with pytest.raises(UserError, match="--forms"):
-            forms.parse(wrong)
-    for platform, table in (("cpu", forms.CPU), ("gpu", forms.CUDA)):
-        for kind in KINDS:
-            assert forms.wanted(kind, platform, "float32") == list(table[kind])  # none of the defaults is left out again
+            forms.parse(library, wrong)
+    for library, of in forms.LIBRARIES.items():
+        for platform in ("cpu", "gpu"):
+            for kind in of.forms[platform]:  # none of the defaults is left out again
+                assert forms.wanted(library, kind, platform, "float32") == list(of.forms[platform][kind])
     given = ["eager", "graph", "channels_last", "onednn", "sparse"]
-    assert forms.wanted("cached", "cpu", "float32", given) == ["eager", "onednn", "sparse"]
-    assert forms.wanted("eval", "gpu", "float32", given) == ["eager", "graph", "channels_last"]
-    assert forms.wanted("joint", "cpu", "bfloat16", given) == ["eager", "channels_last", "sparse"]
+    assert forms.wanted("torch", "cached", "cpu", "float32", given) == ["eager", "onednn", "sparse"]
+    assert forms.wanted("torch", "eval", "gpu", "float32", given) == ["eager", "graph", "channels_last"]
+    assert forms.wanted("torch", "joint", "cpu", "bfloat16", given) == ["eager", "channels_last", "sparse"]
+    assert forms.wanted("torch", "beam", "gpu", "float32", ["fused", "beam:graph", "joint:eager"]) == ["graph"]
+    assert not forms.wanted("keras", "beam", "cpu", "float32", ["eager"])
+    assert forms.wanted("keras", "frozen", "cpu", "float32", ["fused_norm", "unfolded", "xla"]) == ["unfolded", "xla"]
 
 
 def test_wrong_arguments_are_refused(tmp_path):
     for arguments, message in ((["--batch", "32", "0"], "at least 1"), (["--turns", "0"], "at least 1"),
                                (["--turn-s", "nan"], "no less than 0"), (["--forms", "fast"], "no 'fast'"),
-                               (["--tiny", "--torch-python", str(tmp_path / "none")], "cannot be run: No such file"),
-                               (["--tiny", "--torch-python", "/bin/cat"], "no Python that can run this repository")):
+                               (["--tiny", "--peer-python", str(tmp_path / "none")], "cannot be run: No such file"),
+                               (["--tiny", "--peer-python", "/bin/cat"], "no Python that can run this repository")):
         with pytest.raises(UserError, match=message):
             peers.main(arguments)
 
 
-def test_a_python_without_torch_is_told_what_to_install(tmp_path, monkeypatch):
-    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n")
+@pytest.mark.parametrize(("library", "module", "package"), [("torch", "torch", "torch"), ("keras", "keras", "tensorflow")])
+def test_a_python_without_the_library_is_told_what_to_install(tmp_path, monkeypatch, library, module, package):
+    (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError(\"No module named '{module}'\", name='{module}')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(UserError, match="has no torch: pip install torch there, or name .* with --torch-python"):
-        peers.main(["--tiny"])
+    with pytest.raises(UserError, match=f"has no {module}: pip install {package} there, or name .* with --peer-python"):
+        peers.main(["--tiny", "--peer", library])
 
 
 class Scripted:
@@ -126,7 +139,7 @@ def test_the_comparison_goes_turn_by_turn(tmp_path, monkeypatch, capsys):
     assert [do for _, do, _ in Scripted.asked[-2:]] == ["close", "close"]
     eager, fused, sparse = json.loads(path.read_text("utf-8"))["results"]
     assert eager["ms"]["ratio"]["turns"] == [2.0] * 3 and fused["ms"]["ratio"]["median"] == 0.5 and "ms" not in sparse
-    assert eager["steps_per_turn"] == {"jaxcap": 25, "torch": 50} and eager["loss_apart"] == eager["gradient_apart"] == 0.0
+    assert eager["steps_per_turn"] == {"jaxcap": 25, "peer": 50} and eager["loss_apart"] == eager["gradient_apart"] == 0.0
     output = capsys.readouterr().out
     assert "eager (best)" in output and "frozen, batch 8, sparse: TimeoutError: not ready within 300 s" in output
     assert "jaxcap takes 2.00 times as long as PyTorch's best form, eager" in output
@@ -140,24 +153,31 @@ def test_what_does_not_agree_is_not_timed(tmp_path, monkeypatch, capsys):
     assert "channels_last: does not agree with jaxcap: loss by 2.5e-02" in capsys.readouterr().out
 
 
-# --- with PyTorch -------------------------------------------------------------------------------------------------------
+# --- with PyTorch or Keras ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def torch_python():
-    named = os.environ.get("JAXCAP_TORCH_PYTHON")
-    if not named and importlib.util.find_spec("torch") is None:
-        pytest.skip("PyTorch is not here; JAXCAP_TORCH_PYTHON may name a Python that has it")
+def python_with(library: str) -> str:
+    """The Python that has the library; skips where there is none."""
+    variable, of = f"JAXCAP_{library.upper()}_PYTHON", forms.LIBRARIES[library]
+    named = os.environ.get(variable)
+    if not named and importlib.util.find_spec(of.package) is None:
+        pytest.skip(f"{of.name} is not here; {variable} may name a Python that has it")
     return named or sys.executable
 
 
+@pytest.fixture(scope="module", params=list(forms.LIBRARIES))
+def peer(request):
+    """(library, Python that has it)."""
+    return request.param, python_with(request.param)
+
+
 @pytest.fixture(scope="module")
-def jaxcap(torch_python, tmp_path_factory):
+def jaxcap(tmp_path_factory):
     """The folder that jaxcap's side filled at a tiny size, and what it computes, by kind of step."""
     directory = tmp_path_factory.mktemp("peers")
     side = Side(directory)
     side.settings(tiny=True, dtype="float32")
-    return directory, {kind: side.agree(kind=kind, batch=4) for kind in KINDS}
+    return directory, {kind: side.agree(kind=kind, batch=4) for kind in (*KINDS, forms.BEAM)}
 
 
 def test_jaxcap_is_timed_as_it_trains(tmp_path, monkeypatch):
@@ -172,10 +192,10 @@ def test_jaxcap_is_timed_as_it_trains(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def compare(torch_python, jaxcap):
-    """`compare(kind, form)`: in what a form disagrees with jaxcap, and PyTorch's answer. It reads the folder anew every time."""
+def compare(peer, jaxcap):
+    """`compare(kind, form)`: in what a form disagrees with jaxcap, and the peer's answer. It reads the folder anew every time."""
     directory, reference = jaxcap
-    child = Child("torch", torch_python, directory, {"OMP_WAIT_POLICY": "passive"})
+    child = Child(*peer, directory, {"OMP_WAIT_POLICY": "passive"})
 
     def run(kind: str, form: str) -> tuple[str, dict]:
         child.ask("settings", platform="cpu")
@@ -186,17 +206,17 @@ def compare(torch_python, jaxcap):
     child.close()
 
 
-def test_both_take_the_same_step(compare, jaxcap):
-    for kind, tried in TRIED.items():
+def test_both_take_the_same_step(compare, peer, jaxcap):
+    for kind, tried in TRIED[peer[0]].items():
         for form in tried:
             wrong, answer = compare(kind, form)
             assert not wrong, (kind, form)
             assert answer["found"].keys() == jaxcap[1][kind].keys()
             # As it is timed, training has dropout, and the loss is another one.
-            assert (abs(answer["loss"] / answer["found"]["loss"] - 1) > 1e-5) == (kind != "eval"), (kind, form)
+            assert (abs(answer["loss"] / answer["found"]["loss"] - 1) > 1e-5) == (kind not in ("eval", "beam")), (kind, form)
 
 
-def test_a_difference_is_noticed(compare, jaxcap):
+def test_a_difference_is_noticed(compare, peer, jaxcap):
     directory, _ = jaxcap
     model, described = (directory / "model.npz").read_bytes(), (directory / "model.json").read_text("utf-8")
     arrays, random = dict(np.load(directory / "model.npz")), np.random.default_rng(0)
@@ -204,7 +224,11 @@ def test_a_difference_is_noticed(compare, jaxcap):
         without_bias = {**json.loads(described), "forget_bias": 0.0}
         (directory / "model.json").write_text(json.dumps(without_bias), "utf-8")
         assert "decoder/lstm_kernel" in compare("cached", "eager")[0]
-        assert "decoder/lstm_bias" in compare("cached", "onednn+loop")[0]
+        assert "decoder/lstm_bias" in compare("cached", TRIED[peer[0]]["cached"][1])[0]
+        if peer[0] == "torch":
+            shorter = {**json.loads(described), "search": {**json.loads(described)["search"], "max_words": 4}}
+            (directory / "model.json").write_text(json.dumps(shorter), "utf-8")
+            assert all("loss" in compare("beam", form)[0] for form in ("eager", "lists"))
         (directory / "model.json").write_text(described, "utf-8")
         for name, array in arrays.items():
             if "kernel" not in name and "stem1" not in name and "/decoder/" not in name:
@@ -219,7 +243,22 @@ def test_a_difference_is_noticed(compare, jaxcap):
         (directory / "model.json").write_text(described, "utf-8")
 
 
-def test_distortions_are_jaxcaps(torch_python, tmp_path):
+DISTORT = {"torch": """
+import torch
+from benchmarks.peers import torch_distort as distort
+given = {name: torch.from_numpy(array) for name, array in given.items()}
+index, many = torch.tensor([2, 0, 1]), distort.draw(500, 3, distort.neutral(3), 1.0)
+exchanged = (0, 2, 3, 1)
+""", "keras": """
+import tensorflow
+from benchmarks.peers import keras_distort as distort
+given = {name: tensorflow.constant(array, tensorflow.int32 if array.dtype == "int64" else None) for name, array in given.items()}
+index, many = tensorflow.constant([2, 0, 1]), distort.draw(500, 3, tensorflow.constant(1.0))
+exchanged = (0, 1, 2, 3)
+"""}
+
+
+def test_distortions_are_jaxcaps(peer, tmp_path):
     """Colour, for the same draws, to rounding; crop and flip, exactly."""
     random = np.random.default_rng(0)
     image_BHWC = random.integers(0, 256, (3, 9, 9, 3), np.uint8)
@@ -229,30 +268,29 @@ def test_distortions_are_jaxcaps(torch_python, tmp_path):
              "hue_B": np.float32([0.03, -0.03, 0.01]), "contrast_B": np.float32([0.5, 1.5, 1.2]),
              "contrast_last_B": np.array([True, False, True])}
     np.savez(tmp_path / "in.npz", image=image_BHWC, **draws)
-    script = ("import sys, numpy as np, torch\n"
-              "from benchmarks.peers import torch_distort as distort\n"
-              "given = {name: torch.from_numpy(array) for name, array in np.load(sys.argv[1] + '/in.npz').items()}\n"
+    script = ("import sys, numpy as np\n"
+              "given = dict(np.load(sys.argv[1] + '/in.npz'))\n" + DISTORT[peer[0]] +
               "image = given.pop('image')\n"
               "draws = distort.Draws(**given)\n"
-              "cropped = distort.crop(image, torch.tensor([2, 0, 1]), draws, 6)\n"
-              "many = distort.draw(500, 3, distort.neutral(3), 1.0)\n"
-              "np.savez(sys.argv[1] + '/out.npz', cropped=cropped, coloured=distort.distort_colour(cropped, draws),\n"
-              "         **{name: getattr(many, name) for name in many._fields})\n")
-    subprocess.run([torch_python, "-c", script, str(tmp_path)], cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+              "cropped = distort.crop(image, index, draws, 6)\n"
+              "coloured = distort.distort_colour(cropped, draws)\n"
+              "np.savez(sys.argv[1] + '/out.npz', cropped=np.transpose(cropped, exchanged),\n"
+              "         coloured=np.transpose(coloured, exchanged), **{name: getattr(many, name) for name in many._fields})\n")
+    subprocess.run([peer[1], "-c", script, str(tmp_path)], cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
                    check=True)
     out = np.load(tmp_path / "out.npz")
     for n, row in enumerate((2, 0, 1)):
         top, left = draws["top_B"][n], draws["left_B"][n]
         expected_HWC = image_BHWC[row, top:top + 6, left:left + 6] / np.float32(255)
         expected_HWC = expected_HWC[:, ::-1] if draws["flip_B"][n] else expected_HWC
-        np.testing.assert_array_equal(out["cropped"][n].transpose(1, 2, 0), expected_HWC)
+        np.testing.assert_array_equal(out["cropped"][n], expected_HWC)
         bright_HWC, factor = jnp.asarray(expected_HWC) + draws["brightness_B"][n], draws["contrast_B"][n]
         if not draws["contrast_last_B"][n]:
             bright_HWC = augment.adjust_contrast(bright_HWC, factor)
         expected_HWC = augment.adjust_saturation_hue(bright_HWC, draws["saturation_B"][n], draws["hue_B"][n])
         if draws["contrast_last_B"][n]:
             expected_HWC = augment.adjust_contrast(expected_HWC, factor)
-        np.testing.assert_allclose(out["coloured"][n].transpose(1, 2, 0), jnp.clip(expected_HWC, 0, 1), atol=3e-6)
+        np.testing.assert_allclose(out["coloured"][n], jnp.clip(expected_HWC, 0, 1), atol=3e-6)
     assert set(out["top_B"]) == set(out["left_B"]) == {0, 1, 2, 3} and 0.4 < out["flip_B"].mean() < 0.6
     for name, (low, high) in {"brightness_B": (-augment.BRIGHTNESS, augment.BRIGHTNESS), "saturation_B": augment.SATURATION,
                               "hue_B": (-augment.HUE, augment.HUE), "contrast_B": augment.CONTRAST}.items():
@@ -260,13 +298,13 @@ def test_distortions_are_jaxcaps(torch_python, tmp_path):
         assert low <= drawn.min() < low + 0.05 * (high - low) and high - 0.05 * (high - low) < drawn.max() <= high, name
 
 
-def test_a_tiny_run(torch_python, tmp_path, capsys):
-    path = tmp_path / "peers.json"
-    status = peers.main(["--tiny", "--kinds", "eval", "--forms", "eager", "channels_last", "--turns", "2", "--turn-s", "0.01",
-                         "--torch-python", torch_python, "--json", str(path)])
+def test_a_tiny_run(peer, tmp_path, capsys):
+    path, (library, python) = tmp_path / "peers.json", peer
+    status = peers.main(["--tiny", "--peer", library, "--kinds", "eval", "--forms", "eager", TRIED[library]["eval"][0], "--turns",
+                         "2", "--turn-s", "0.01", "--peer-python", python, "--json", str(path)])
     result = json.loads(path.read_text("utf-8"), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert status == 0 and result["ok"] and result["settings"]["jax"] == jax.__version__
     for r in result["results"]:
         assert r["loss_apart"] < comparison.LIMITS["float32"][0] and len(r["ms"]["ratio"]["turns"]) == 2
-        assert all(ms > 0 for side in ("jaxcap", "torch") for ms in r["ms"][side] + r["cpu_ms"][side])
-    assert "(best)" in capsys.readouterr().out
+        assert all(ms > 0 for side in ("jaxcap", "peer") for ms in r["ms"][side] + r["cpu_ms"][side])
+    assert f"{forms.LIBRARIES[library].name}'s form" in result["table"][0] and "(best)" in capsys.readouterr().out

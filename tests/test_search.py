@@ -161,6 +161,17 @@ def test_stops_as_soon_as_nothing_can_improve():
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize(("words", "count"), [(1000, 3), (1024, 1), (1025, 4), (2935, 10), (200, 3), (7, 7)])
+def test_the_likeliest_words_are_those_of_top_k(words, count):
+    random = np.random.default_rng(0)
+    many = random.standard_normal((2, 4, words), np.float32)
+    alike = random.integers(0, 3, (2, 4, words)).astype(np.float32)  # the earlier one of those that are alike
+    few = np.where(random.random((2, 4, words)) < 1 / words, many, -np.inf)  # fewer than `count` that may be written
+    few[0, 0], few[1, 1, -1] = -np.inf, 1.0
+    for log_probs_BLV in (many, alike, few):
+        np.testing.assert_array_equal(search.likeliest(log_probs_BLV, count), jax.lax.top_k(log_probs_BLV, count)[1])
+
+
 def test_forbidden_words_are_not_written():
     start, _ = table_model(jax.random.key(1))
     found = compiled(batch=2, beam=4, max_words=5, rules=Rules(forbidden=(PAD, BOS, 4)))(start)

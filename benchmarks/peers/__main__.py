@@ -1,4 +1,4 @@
-"""jaxcap and PyTorch take the same step, turn by turn on the same machine: `python -m benchmarks.peers`."""
+"""jaxcap and PyTorch or Keras take the same step, turn by turn on the same machine: `python -m benchmarks.peers`."""
 
 import argparse
 import os
@@ -11,85 +11,95 @@ from pathlib import Path
 from benchmarks import timing
 from benchmarks.peers import forms
 from benchmarks.peers.comparison import BUSY, LIMITS, Comparison
+from benchmarks.peers.forms import BEAM, LIBRARIES
 from benchmarks.timing import short
 from benchmarks.workload import KINDS
 from jaxcap.errors import UserError, run_command
 
+CACHED = {BEAM, *(name for name, kind in KINDS.items() if kind.cached)}  # these skip the CNN
+
 
 def best(results: list[dict]) -> list[dict]:
-    """Of every kind and batch the form of PyTorch's that took the least time."""
+    """Of every kind and batch the peer's form that took the least time."""
     groups = {}
     for result in results:
         if "ms" in result:
             groups.setdefault((result["kind"], result["batch"]), []).append(result)
-    return [min(group, key=lambda result: statistics.median(result["ms"]["torch"])) for group in groups.values()]
+    return [min(group, key=lambda result: statistics.median(result["ms"]["peer"])) for group in groups.values()]
 
 
-def rows(results: list[dict]) -> list[list[str]]:
-    """The table of results."""
-    lines = [["step", "PyTorch's form", "batch", "jaxcap, ms", "PyTorch, ms", "jaxcap ÷ PyTorch", "min – max", "of CPU time",
+def rows(results: list[dict], peer: str) -> list[list[str]]:
+    """The table of results, beside the library of that name."""
+    lines = [["step", f"{peer}'s form", "batch", "jaxcap, ms", f"{peer}, ms", f"jaxcap ÷ {peer}", "min – max", "of CPU time",
               "loss apart", "gradient apart", "ready in"]]
     chosen = best(results)
     for r in results:
-        start = [r["kind"] + (" *" if KINDS[r["kind"]].cached else ""), r["form"] + (" (best)" if r in chosen else ""),
+        start = [r["kind"] + (" *" if r["kind"] in CACHED else ""), r["form"] + (" (best)" if r in chosen else ""),
                  str(r["batch"])]
         times = ["–", "failed", "–", "–", "–"]
         if "ms" in r:
             ratio = r["ms"]["ratio"]
-            times = [*(short(statistics.median(r["ms"][side])) for side in ("jaxcap", "torch")), f"{ratio['median']:.2f}",
+            times = [*(short(statistics.median(r["ms"][side])) for side in ("jaxcap", "peer")), f"{ratio['median']:.2f}",
                      f"{ratio['min']:.2f} – {ratio['max']:.2f}", f"{r['cpu_ms']['ratio']['median']:.2f}"]
         errors = ["–" if r.get(key) is None else f"{r[key]:.1e}" for key in ("loss_apart", "gradient_apart")]
-        lines.append([*start, *times, *errors, short(r.get("torch_ready_s"), " s")])
+        lines.append([*start, *times, *errors, short(r.get("peer_ready_s"), " s")])
     return lines
 
 
 def heading(about: dict, machine: dict, dtype: str) -> str:
     """What is compared, and on what."""
+    peer = LIBRARIES[about["peer"]].name
     whole = f"all {machine['cores']} cores" if about["platform"] == "cpu" else "the whole device"
-    threads = f"PyTorch has {about['threads']} threads"
+    threads = f"{peer} has {about['threads']} threads"
     if about["omp_wait_policy"]:
         threads += f", OMP_WAIT_POLICY={about['omp_wait_policy']}"
     return "\n".join([
-        f"one step in jaxcap (jax {about['jax']}) and in PyTorch {about['torch']}: {about['encoder']} at {about['size']} px, "
+        f"one step in jaxcap (jax {about['jax']}) and in {peer} {about['peer_version']}: {about['encoder']} at {about['size']} px, "
         f"LSTM {about['hidden']}, {about['vocabulary']:,} words, {about['tokens']} tokens a caption; {dtype}, random data",
         timing.describe(machine),
         f"a process a library, turn by turn: each has {whole} while the other sleeps; {threads}"])
 
 
-def verdict(r: dict) -> str:
+def verdict(r: dict, peer: str) -> str:
     ratio = r["ms"]["ratio"]["median"]
-    return (f"{r['kind']}, batch {r['batch']}: jaxcap takes {ratio:.2f} times as long as PyTorch's best form, {r['form']}; "
-            f"ready to step after {short(r['jaxcap_ready_s'], ' s')}, PyTorch after {short(r['torch_ready_s'], ' s')}")
+    return (f"{r['kind']}, batch {r['batch']}: jaxcap takes {ratio:.2f} times as long as {peer}'s best form, {r['form']}; "
+            f"ready to step after {short(r['jaxcap_ready_s'], ' s')}, {peer} after {short(r['peer_ready_s'], ' s')}")
 
 
 def parser() -> argparse.ArgumentParser:
-    words = "".join(f"  {word:<14} {meaning}\n" for word, meaning in forms.WORDS.items())
+    words = "\n".join(f"a form of {of.name}'s is `eager` or words joined by +:\n"
+                      + "".join(f"  {word:<14} {meaning}\n" for word, meaning in of.words.items()) for of in LIBRARIES.values())
     loss, _, encoder = LIMITS["float32"]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.peers", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Takes the steps of benchmarks.step_time in jaxcap and in PyTorch, with the same parameters, photos and\n"
-                    "captions, and times them turn by turn in two processes. First both must agree: loss and norm of every\n"
+        description="Takes the steps of benchmarks.step_time in jaxcap and in PyTorch or Keras, with the same parameters, photos\n"
+                    "and captions, and times them turn by turn in two processes. First both must agree: loss and norm of every\n"
                     f"gradient, in float32 with nothing random, to {loss:g} (the encoder's under batch statistics to {encoder:g}).\n\n"
                     "A ratio below 1 means that jaxcap is the faster. It is the median over the turns, in each jaxcap's time\n"
-                    "over PyTorch's; `of CPU time` is the same of the cores' work, which others on the machine disturb less.\n"
-                    "Compilation and warm-up do not count: `ready in` is what they took. PyTorch is timed in several forms\n"
+                    "over the peer's; `of CPU time` is the same of the cores' work, which others on the machine disturb less.\n"
+                    "Compilation and warm-up do not count: `ready in` is what they took. The peer is timed in several forms\n"
                     "and the best one counts.",
-        epilog="a form is `eager` or words joined by +, such as channels_last+compile:\n" + words + "\n"
+        epilog=words + "\n"
                "examples:\n"
                "  python -m benchmarks.peers --kinds cached --batch 32 256\n"
-               "  python -m benchmarks.peers --kinds joint --forms eager channels_last --torch-python ~/torch/bin/python\n"
+               "  python -m benchmarks.peers --kinds joint --forms eager channels_last --peer-python ~/torch/bin/python\n"
+               "  python -m benchmarks.peers --peer keras --peer-python ~/keras/bin/python\n"
                "  python -m benchmarks.peers --dtype bfloat16 --json now.json           on a GPU, where one Python has both")
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="kinds of step (default: all)")
+    parser.add_argument("--peer", choices=list(LIBRARIES), default="torch",
+                        help="torch is PyTorch, keras is Keras on TensorFlow (default: torch)")
+    parser.add_argument("--kinds", nargs="+", choices=[*KINDS, BEAM], default=[*KINDS, BEAM],
+                        help="kinds of step, and beam: captions by beam search (default: all)")
     parser.add_argument("--batch", nargs="+", type=int, metavar="B", help="photos a step (default: 32)")
-    parser.add_argument("--forms", nargs="+", metavar="FORM", help="forms of PyTorch's step (default: those worth trying there)")
+    parser.add_argument("--forms", nargs="+", metavar="FORM", help="forms of the peer's step; KIND:FORM is for that kind alone (default: those worth trying there)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
-                        help="of the arithmetic; bfloat16 is autocast in PyTorch, and float32 may be TF32 on a GPU, in both")
+                        help="of the arithmetic; bfloat16 is autocast in PyTorch and mixed_bfloat16 in Keras, and float32 may be "
+                             "TF32 on a GPU, in both")
     parser.add_argument("--turns", type=int, default=5, metavar="N", help="timings of each (default: 5)")
     parser.add_argument("--turn-s", type=float, default=timing.REPEAT_S, metavar="S",
                         help=f"seconds that a turn is to take, at least one step (default: {timing.REPEAT_S})")
     parser.add_argument("--limit", type=int, default=300, metavar="S",
                         help="seconds that a form may take to get ready, compilation included (default: 300)")
-    for side, name in (("jaxcap", "jaxcap"), ("torch", "PyTorch")):
+    for side, name in (("jaxcap", "jaxcap"), ("peer", "the other library")):
         parser.add_argument(f"--{side}-python", default=sys.executable, metavar="PATH",
                             help=f"Python that has {name} (default: this one)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
@@ -102,38 +112,39 @@ def main(argv: list[str] | None = None) -> int:
     if min([*(arguments.batch or []), arguments.turns, arguments.limit]) < 1 or not arguments.turn_s >= 0:
         raise UserError("--batch, --turns and --limit must be at least 1, and --turn-s no less than 0")
     for form in arguments.forms or []:
-        forms.parse(form)
+        forms.parse(arguments.peer, form)
+    peer = LIBRARIES[arguments.peer].name
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # this process only asks what the device is
-    file = timing.ResultFile(arguments.json, f"peers {arguments.dtype}")
+    file = timing.ResultFile(arguments.json, f"peers {arguments.peer} {arguments.dtype}")
     machine, results = file.result["machine"], file.result["results"]
     with tempfile.TemporaryDirectory(prefix="jaxcap-peers-") as directory:
-        both = Comparison(Path(directory), jaxcap_python=arguments.jaxcap_python, torch_python=arguments.torch_python,
-                          tiny=arguments.tiny, dtype=arguments.dtype, busy=machine["load"] > BUSY * machine["cores"])
+        both = Comparison(Path(directory), peer=arguments.peer, jaxcap_python=arguments.jaxcap_python,
+                          peer_python=arguments.peer_python, tiny=arguments.tiny, dtype=arguments.dtype, busy=machine["load"] > BUSY * machine["cores"])
         try:
             file.result["settings"] = {**both.about, "dtype": arguments.dtype, "tiny": arguments.tiny}
             print(heading(both.about, machine, arguments.dtype), flush=True)
             for batch in arguments.batch or [both.about["batch"]]:
                 for kind in arguments.kinds:
-                    tried = forms.wanted(kind, both.platform, arguments.dtype, arguments.forms)
+                    tried = forms.wanted(arguments.peer, kind, both.platform, arguments.dtype, arguments.forms)
                     try:
                         results += both.measure(kind, batch, tried, turns=arguments.turns, turn_s=arguments.turn_s,
                                                 limit_s=arguments.limit, say=_say) if tried else []
                     except RuntimeError as error:  # above all: more than fits into the device's memory
                         results.append({"kind": kind, "batch": batch, "form": "–", "error": str(error)})
-                    file.save(rows(results))
+                    file.save(rows(results, peer))
         finally:
             both.close()
     if not results:
         raise UserError("none of --forms means anything for these --kinds on this device; --help explains their words")
     tried = {(r["kind"], r["batch"]) for r in results}
     file.result["ok"] = len(best(results)) == len(tried) and not any("agree" in r.get("error", "") for r in results)
-    print("\n" + timing.table(rows(results)))
-    if "cached" in arguments.kinds:
+    print("\n" + timing.table(rows(results, peer)))
+    if CACHED & set(arguments.kinds):
         print("* skips the CNN in both: its photos' features were computed before")
     for line in [f"{r['kind']}, batch {r['batch']}, {r['form']}: {r['error']}" for r in results if "error" in r]:
         print(line)
-    print("\n".join(map(verdict, best(results))))
-    file.save(rows(results), finished=True)
+    print("\n".join(verdict(result, peer) for result in best(results)))
+    file.save(rows(results, peer), finished=True)
     return 0 if file.result["ok"] else 1
 
 

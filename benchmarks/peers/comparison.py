@@ -47,26 +47,26 @@ class Comparison:
     about: versions, platform and sizes, for people and for the result file.
     """
 
-    def __init__(self, directory: Path, *, jaxcap_python: str, torch_python: str, tiny: bool, dtype: str, busy: bool):
+    def __init__(self, directory: Path, *, peer: str, jaxcap_python: str, peer_python: str, tiny: bool, dtype: str, busy: bool):
         self._directory, self._dtype = directory, dtype
         # PyTorch's threads spin while they wait for each other. Where others want the cores, that makes it several times slower.
         passive = {"OMP_WAIT_POLICY": "passive"} if busy and "OMP_WAIT_POLICY" not in os.environ else {}
-        self._torch, self._jaxcap = Child("torch", torch_python, directory, passive), None
+        self._peer, self._jaxcap = Child(peer, peer_python, directory, passive), None
         try:
-            torch = self._torch.ask("hello")  # first, for it is the one that may be missing
+            library = self._peer.ask("hello")  # first, for it is the one that may be missing
             self._jaxcap = Child("jaxcap", jaxcap_python, directory, {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
             jax = self._jaxcap.ask("hello")
             self.platform = jax["platform"]
-            self.about = {"jax": jax["version"], "torch": torch["version"], "platform": self.platform,
+            self.about = {"jax": jax["version"], "peer": peer, "peer_version": library["version"], "platform": self.platform,
                           **self._jaxcap.ask("settings", tiny=tiny, dtype=dtype),
-                          **self._torch.ask("settings", platform=self.platform),
+                          **self._peer.ask("settings", platform=self.platform),
                           "omp_wait_policy": {**os.environ, **passive}.get("OMP_WAIT_POLICY")}
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        for child in filter(None, (self._torch, self._jaxcap)):
+        for child in filter(None, (self._peer, self._jaxcap)):
             child.close()
 
     def measure(self, kind: str, batch: int, forms: list[str], *, turns: int, turn_s: float, limit_s: int,
@@ -84,7 +84,7 @@ class Comparison:
         arithmetic = "bfloat16" if self._dtype == "bfloat16" else "float32" if self.platform == "cpu" else "tf32"
         wrong = ""
         if arithmetic != "float32":  # whatever is timed, in full float32 both are the same
-            found = self._torch.ask("agree", kind=kind, batch=batch)
+            found = self._peer.ask("agree", kind=kind, batch=batch)
             wrong = disagreement(apart(found, reference), "float32")
         results = []
         for form in forms:
@@ -94,18 +94,18 @@ class Comparison:
                 result |= self._check(kind, batch, form, limit_s, reference, arithmetic, wrong)
             except RuntimeError as error:
                 result["error"] = str(error)
-            say(f"  {form}: {result.get('error') or 'agrees, ready in {:.1f} s'.format(result['torch_ready_s'])}")
+            say(f"  {form}: {result.get('error') or 'agrees, ready in {:.1f} s'.format(result['peer_ready_s'])}")
             results.append(result)
         self._time([result for result in results if "error" not in result], turns, turn_s)
-        self._torch.ask("forget")
+        self._peer.ask("forget")
         (self._directory / f"{kind}-{batch}.npz").unlink()
         return results
 
     def _check(self, kind: str, batch: int, form: str, limit_s: int, reference: dict, arithmetic: str, wrong: str) -> dict:
-        answer = self._torch.ask("prepare", kind=kind, batch=batch, form=form, limit_s=limit_s)
+        answer = self._peer.ask("prepare", kind=kind, batch=batch, form=form, limit_s=limit_s)
         errors = apart(answer["found"], reference)
         gradients = [error for name, error in errors.items() if name != "loss"]
-        result = {"found": answer["found"], "torch_ready_s": answer["ready_s"], "loss_apart": _finite(errors["loss"]),
+        result = {"found": answer["found"], "peer_ready_s": answer["ready_s"], "loss_apart": _finite(errors["loss"]),
                   "gradient_apart": _finite(max(gradients)) if gradients else None}
         if wrong := wrong or disagreement(errors, arithmetic):
             result["error"] = f"does not agree with jaxcap: {wrong}"
@@ -117,7 +117,7 @@ class Comparison:
             return
 
         def take(side: str, calls: int) -> dict:
-            return self._torch.ask("time", form=side, calls=calls) if side else self._jaxcap.ask("time", calls=calls)
+            return self._peer.ask("time", form=side, calls=calls) if side else self._jaxcap.ask("time", calls=calls)
 
         times, calls = {side: [] for side in ("", *(result["form"] for result in results))}, {}  # "" is jaxcap
         for side in times:
@@ -129,10 +129,10 @@ class Comparison:
             for side in sides[first:] + sides[:first]:
                 times[side].append(take(side, calls[side]))
         for result in results:
-            result["steps_per_turn"] = {"jaxcap": calls[""], "torch": calls[result["form"]]}
+            result["steps_per_turn"] = {"jaxcap": calls[""], "peer": calls[result["form"]]}
             for what in ("ms", "cpu_ms"):
-                jaxcap, torch = ([turn[what] for turn in times[side]] for side in ("", result["form"]))
-                result[what] = {"jaxcap": jaxcap, "torch": torch, "ratio": pair_by_pair(jaxcap, torch)}
+                jaxcap, other = ([turn[what] for turn in times[side]] for side in ("", result["form"]))
+                result[what] = {"jaxcap": jaxcap, "peer": other, "ratio": pair_by_pair(jaxcap, other)}
 
 
 def _finite(number: float) -> float:

@@ -5,6 +5,7 @@ Parameters, photos, features and captions go to the other side as .npz files in 
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import time
@@ -16,11 +17,15 @@ import numpy as np
 from flax import traverse_util
 
 from benchmarks import timing, workload
+from benchmarks.peers.forms import BEAM
 from benchmarks.workload import CACHED_8, KINDS
 from jaxcap import captioner as captioners
 from jaxcap import config as configs
+from jaxcap import inference, search
 from jaxcap.encoders import EncoderSpec
 from jaxcap.encoders.inception import Conv, Fork, Inception, MaxPool, Mixed, Step, preprocess
+from jaxcap.parallel import Parallel
+from jaxcap.vocab import BOS, EOS, PAD, UNK
 
 BATCHES = 8  # of captions and row numbers, which `workload.Step` goes round in
 TINY = EncoderSpec("tiny", functools.partial(Inception, (  # --tiny: a few channels, but every kind of layer of Inception V3
@@ -39,6 +44,27 @@ class Served(workload.Step):
         batches = [next(self._batches) for _ in range(BATCHES)]  # once round: the next is the first again
         return {"table": np.asarray(self._table), "tokens_NBT1": np.stack([b.tokens_BT1 for b in batches]),
                 "index_NB": np.stack([b.index_B for b in batches])}
+
+
+class Searched:
+    """Captions from features by beam search, one batch after the other, as `benchmarks.decode` times them."""
+
+    together = 1
+
+    def __init__(self, of: workload.Settings, captioner: captioners.Captioner, params, batch_stats, batch: int):
+        devices = Parallel(of.config.parallel, jax.local_devices()[:1])
+        random = np.random.default_rng(0)
+        self._features = [workload.features(random, batch, captioner.spec.features) for _ in range(2)]
+        self._drawn, self._shard = itertools.cycle(self._features), devices.shard
+        self._params, self._batch_stats = devices.replicate((params, batch_stats))
+        self._decode = inference.decoder(captioner, of.config.search, configs.encoder_size(of.config), devices)
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        """features_NBF of the batches that it goes round in."""
+        return {"features_NBF": np.stack(self._features)[:, :, 0]}
+
+    def __call__(self) -> search.Captions:
+        return self._decode(self._params, self._batch_stats, self._shard(next(self._drawn)))
 
 
 class Side:
@@ -67,18 +93,27 @@ class Side:
             "network": [described(step) for step in captioner.encoder.steps], "size": configs.encoder_size(config),
             "dropout": config.decoder.dropout, "feature_dropout": config.encoder.dropout,
             "forget_bias": config.decoder.forget_bias, "dtype": dtype,
+            "search": {"bos": BOS, "eos": EOS, "forbidden": [PAD, BOS, UNK], **{key: getattr(config.search, key)
+                                                        for key in ("beam", "max_words", "length_normalization")}},
             "optim": {name: {"learning_rate": optim.learning_rate, "clip_norm": optim.clip_norm, "encoder_l2": optim.encoder_l2}
                       for name, optim in optims.items()}}), "utf-8")
         return {"encoder": captioner.spec.name, "size": configs.encoder_size(config), "batch": config.batch_size,
                 "hidden": config.decoder.hidden, "vocabulary": self._of.vocabulary, "tokens": self._of.tokens}
 
     def agree(self, *, kind: str, batch: int) -> dict:
-        """Loss and gradient norms of a first step in full float32 with nothing random: what the other side must reproduce."""
+        """Loss and gradient norms of a first step in full float32 with nothing random: what the other side must reproduce.
+
+        Of captions, in place of a loss, how improbable the best ones are, in nats a caption.
+        """
         off = {"decoder.dropout": 0.0, "encoder.dropout": 0.0, "encoder.dtype": "float32", "decoder.dtype": "float32",
                "augment.crop": False, "augment.flip": False, "augment.color": False}
         of = dataclasses.replace(self._of, config=configs.change(self._of.config, off))
         captioner = _tiny(of) if self._model[0].spec is TINY else captioners.build(of.config, of.vocabulary)
         with jax.default_matmul_precision("highest"):
+            if kind == BEAM:
+                searched = Searched(of, captioner, *self._model[1:], batch)
+                np.savez(self._directory / f"{kind}-{batch}.npz", **searched.inputs())
+                return {"loss": -float(searched().log_probs_BK[:, 0].mean())}
             step = Served(KINDS[kind], of, captioner, *self._model[1:], batch, devices=jax.local_devices()[:1])
             np.savez(self._directory / f"{kind}-{batch}.npz", **step.inputs())
             reported = step()
@@ -90,11 +125,14 @@ class Side:
     def prepare(self, *, kind: str, batch: int) -> dict:
         """Gets a step ready to be timed. ready_s: its compilation and first run. together: steps a dispatch, as training has them."""
         self._step = None  # its memory goes before the next one comes
-        taken = CACHED_8 if kind == "cached" and jax.default_backend() != "cpu" else KINDS[kind]
-        self._step = Served(taken, self._of, *self._model, batch, devices=jax.local_devices()[:1])
+        if kind == BEAM:
+            self._step = Searched(self._of, *self._model, batch)
+        else:
+            taken = CACHED_8 if kind == "cached" and jax.default_backend() != "cpu" else KINDS[kind]
+            self._step = Served(taken, self._of, *self._model, batch, devices=jax.local_devices()[:1])
         start = time.perf_counter()
         jax.block_until_ready(self._step())
-        return {"ready_s": time.perf_counter() - start, "together": taken.together}
+        return {"ready_s": time.perf_counter() - start, "together": self._step.together}
 
     def time(self, *, calls: int) -> dict:
         """Milliseconds a step, of about `calls` that are dispatched without waiting in between, and of all cores' work in them."""
