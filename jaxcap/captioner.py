@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxcap import config as configs
-from jaxcap import encoders
+from jaxcap import encoders, products
 from jaxcap.decoders.decoder import Decoder
 
 PyTree = Any
@@ -28,6 +28,7 @@ class Captioner:
     unit_scaling: bool  # feed pixels in [0, 1] instead of the encoder's published preprocessing
     feature_dropout: float
     doubly_stochastic: float = 0.0  # weight of the penalty on attention
+    encoder_kernels: jnp.dtype | None = None  # what the encoder's kernels are rounded to, if another than its arithmetic's
 
     def init(self, key: Array, size: int) -> tuple[PyTree, PyTree]:
         """Random `(params, batch_stats)` for photos of size × size pixels."""
@@ -47,7 +48,7 @@ class Captioner:
         """
         if batch_norm == "inference":
             return self.frozen_encode(params, batch_stats)(image_BHWC), batch_stats
-        variables = {"params": params["encoder"], "batch_stats": batch_stats}
+        variables = {"params": encoders.layers.rounded(params["encoder"], self.encoder_kernels), "batch_stats": batch_stats}
         features_BHWF, updated = self.encoder.apply(
             variables, self._preprocess(image_BHWC), batch_norm=batch_norm, mutable=["batch_stats"])
         return _flatten(features_BHWF), updated.get("batch_stats", {})
@@ -55,7 +56,8 @@ class Captioner:
     def frozen_encode(self, params: PyTree, batch_stats: PyTree):
         """A pure function from photos [B, H, W, C] in [0, 1] to features [B, P, F], batch norm folded into filters."""
         variables = {"params": params["encoder"], "batch_stats": batch_stats}
-        apply = encoders.fold(self.spec, variables, dtype=self.encoder.dtype, remat=self.encoder.remat)
+        apply = encoders.fold(self.spec, variables, dtype=self.encoder.dtype, kernel_dtype=self.encoder_kernels,
+                              remat=self.encoder.remat)
         return lambda image_BHWC: _flatten(apply(self._preprocess(image_BHWC)))
 
     @property
@@ -129,19 +131,23 @@ def build(config: configs.Config, vocabulary: int) -> Captioner:
     """The captioner of a config for a vocabulary of that many ids."""
     spec = encoders.get(config.encoder.name)
     decoder = config.decoder
+    dtype, kernel_dtype = products.dtypes(config.encoder.dtype)
+    decoder_dtype, decoder_kernel_dtype = products.dtypes(decoder.dtype)
     return Captioner(
         spec=spec,
-        encoder=spec.module(dtype=jnp.dtype(config.encoder.dtype), remat=config.encoder.remat),
+        encoder=spec.module(dtype=dtype, remat=config.encoder.remat),
         decoder=Decoder(
             vocabulary=vocabulary, features=spec.features, cell=decoder.name, layers=decoder.layers, image=decoder.image,
             embedding=decoder.embedding, hidden=decoder.hidden, dropout=decoder.dropout, forget_bias=decoder.forget_bias,
             output_tanh=decoder.output_tanh, biases=decoder.biases, tied=decoder.tied, init_scale=decoder.init_scale,
             standardize=decoder.standardize, attention_size=decoder.attention.size, attention_project=decoder.attention.project,
             attention_gate=decoder.attention.gate, attention_dropout=decoder.attention.dropout,
-            attention_start=decoder.attention.start, deep_output=decoder.deep_output, dtype=jnp.dtype(decoder.dtype)),
+            attention_start=decoder.attention.start, deep_output=decoder.deep_output, dtype=decoder_dtype,
+            kernel_dtype=decoder_kernel_dtype),
         unit_scaling=config.encoder.scaling == "unit",
         feature_dropout=config.encoder.dropout,
         doubly_stochastic=decoder.attention.doubly_stochastic,
+        encoder_kernels=kernel_dtype,
     )
 
 

@@ -50,7 +50,7 @@ class Encoder:
     weights: str = ""  # a weights file, "imagenet" for the published ones (fetched if need be), or "" for random ones
     size: int = 0  # side of the square that the network sees; 0 is data.size
     scaling: Literal["published", "unit"] = "published"  # of pixels: as the network was trained, or just [0, 1]
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the arithmetic; parameters stay float32
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the arithmetic (on CPUs: of products); parameters stay float32
     dropout: float = 0.0  # of the pooled features, in phases that train the encoder (im2txt: 0.2)
     remat: bool = False  # recompute activations in the backward pass: less memory, more time
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxcap import products
 from jaxcap.vocab import BOS, EOS, PAD, UNK
 
 FORBIDDEN = (PAD, BOS, UNK)  # never drawn
@@ -47,7 +48,7 @@ def chunked(tokens: int) -> tuple[int, int]:
 
 
 def _logits(outputs: Array, kernel_WV: Array, bias_V: Array) -> Array:
-    return (outputs @ kernel_WV + bias_V).astype(jnp.float32)
+    return (products.matmul(outputs, kernel_WV) + bias_V).astype(jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -72,8 +73,8 @@ def _forward(label_smoothing, outputs_CSW, kernel_WV, bias_V, targets_CS):
         total += cross_entropy_sum(logits_SV, targets_S, label_smoothing)
         d_bias_V += d_logits_SV.sum(axis=0)
         d_logits_SV = d_logits_SV.astype(outputs_SW.dtype)
-        d_kernel_WV += jnp.matmul(outputs_SW.T, d_logits_SV, preferred_element_type=jnp.float32)
-        return (total, d_kernel_WV, d_bias_V), d_logits_SV @ kernel_WV.T
+        d_kernel_WV += products.into_kernel(outputs_SW, d_logits_SV, kernel_WV)
+        return (total, d_kernel_WV, d_bias_V), products.back(d_logits_SV, kernel_WV)
 
     zeros = tuple(_zeros(shape, outputs_CSW) for shape in ((), kernel_WV.shape, bias_V.shape))
     (total, d_kernel_WV, d_bias_V), d_outputs_CSW = jax.lax.scan(body, zeros, (outputs_CSW, targets_CS))

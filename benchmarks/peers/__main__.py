@@ -90,7 +90,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--kinds", nargs="+", choices=[*KINDS, BEAM], default=[*KINDS, BEAM],
                         help="kinds of step, and beam: captions by beam search (default: all)")
     parser.add_argument("--batch", nargs="+", type=int, metavar="B", help="photos a step (default: 32)")
-    parser.add_argument("--forms", nargs="+", metavar="FORM", help="forms of the peer's step; KIND:FORM is for that kind alone (default: those worth trying there)")
+    parser.add_argument("--forms", nargs="+", metavar="FORM",
+                        help="forms of the peer's step; KIND:FORM is for that kind alone (default: those worth trying there)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                         help="of the arithmetic; bfloat16 is autocast in PyTorch and mixed_bfloat16 in Keras, and float32 may be "
                              "TF32 on a GPU, in both")
@@ -119,7 +120,8 @@ def main(argv: list[str] | None = None) -> int:
     machine, results = file.result["machine"], file.result["results"]
     with tempfile.TemporaryDirectory(prefix="jaxcap-peers-") as directory:
         both = Comparison(Path(directory), peer=arguments.peer, jaxcap_python=arguments.jaxcap_python,
-                          peer_python=arguments.peer_python, tiny=arguments.tiny, dtype=arguments.dtype, busy=machine["load"] > BUSY * machine["cores"])
+                          peer_python=arguments.peer_python, tiny=arguments.tiny, dtype=arguments.dtype,
+                          busy=machine["load"] > BUSY * machine["cores"])
         try:
             file.result["settings"] = {**both.about, "dtype": arguments.dtype, "tiny": arguments.tiny}
             print(heading(both.about, machine, arguments.dtype), flush=True)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxcap import products
 from jaxcap.decoders import cells
 
 PyTree = Any
@@ -75,12 +76,12 @@ def step(cell: Callable, weights: Weights, context: Context, state: PyTree, x_NG
 def _step(cell, weights, context, state, x_NG, kept_NP):
     said = _say(weights, state)
     seen_NF, weights_NP = _look(context, weights.energy_A, said, kept_NP)
-    return cell(x_NG + seen_NF @ weights.seen_FG, said.h_NG, state), seen_NF, weights_NP, said
+    return cell(x_NG + products.matmul(seen_NF, weights.seen_FG), said.h_NG, state), seen_NF, weights_NP, said
 
 
 def _say(weights: Weights, state: PyTree) -> _Products:
-    gate_N1 = None if weights.gate_D1 is None else state.hidden_BD @ weights.gate_D1 + weights.gate_bias_1
-    return _Products(state.hidden_BD @ weights.query_DA, gate_N1,
+    gate_N1 = None if weights.gate_D1 is None else products.matmul(state.hidden_BD, weights.gate_D1) + weights.gate_bias_1
+    return _Products(products.matmul(state.hidden_BD, weights.query_DA), gate_N1,
                      cells.from_hidden(state.hidden_BD, weights.hidden_DG, weights.hidden_bias_G))
 
 
@@ -118,7 +119,7 @@ def _forward(cell, weights, context, start, x_TBG, kept_TBP):
 def _backward(cell, saved, d_outputs):
     states, seen_TBF, weights_TBP, said_T, weights, context, start, x_TBG, kept_TBP = saved
     before = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), start, states)
-    sums_TBG = x_TBG + seen_TBF @ weights.seen_FG
+    sums_TBG = x_TBG + products.matmul(seen_TBF, weights.seen_FG)
 
     def body(carry, xs):
         d_state, d_keys_BPA, d_energy_A = carry
@@ -126,14 +127,15 @@ def _backward(cell, saved, d_outputs):
         d_state = d_state._replace(hidden_BD=d_state.hidden_BD + d_hidden_BD)
         _, pull = jax.vjp(cell, sum_BG, said.h_NG, state)
         d_x_BG, d_h_BG, d_state = pull(d_state)
-        d_seen_BF += d_x_BG @ weights.seen_FG.T
+        d_seen_BF += products.back(d_x_BG, weights.seen_FG)
         _, pull = jax.vjp(lambda keys_BPA, energy_A, said: _look(Context(context.values_BPF, keys_BPA), energy_A, said, kept_BP),
                           context.keys_BPA, weights.energy_A, said)
         d_keys, d_energy, d_said = pull((d_seen_BF, d_weights_BP))
         d_said = d_said._replace(h_NG=d_h_BG)
-        d_hidden_BD = d_state.hidden_BD + d_h_BG @ weights.hidden_DG.T + d_said.query_NA @ weights.query_DA.T
+        d_hidden_BD = d_state.hidden_BD + products.back(d_h_BG, weights.hidden_DG)
+        d_hidden_BD += products.back(d_said.query_NA, weights.query_DA)
         if weights.gate_D1 is not None:
-            d_hidden_BD += d_said.gate_N1 @ weights.gate_D1.T
+            d_hidden_BD += products.back(d_said.gate_N1, weights.gate_D1)
         return (d_state._replace(hidden_BD=d_hidden_BD), d_keys_BPA + d_keys, d_energy_A + d_energy), (d_x_BG, d_seen_BF, d_said)
 
     zeros = jax.tree.map(lambda x: cells.zeros_like(x, d_outputs[0]), (start, context.keys_BPA, weights.energy_A))
@@ -145,16 +147,17 @@ def _backward(cell, saved, d_outputs):
     words, batch = len(x_TBG), len(context.values_BPF)
     d_values_BPF = jnp.einsum("tbkp,tbkf->bpf", *(x.reshape(words, batch, -1, x.shape[2]) for x in (used_TBP, d_values_TBF)))
     d_weights = Weights(
-        query_DA=_product(before.hidden_BD, d_said.query_NA), energy_A=d_energy_A, seen_FG=_product(seen_TBF, d_x_TBG),
-        hidden_DG=_product(before.hidden_BD, d_said.h_NG),
+        query_DA=_product(before.hidden_BD, d_said.query_NA, weights.query_DA), energy_A=d_energy_A,
+        seen_FG=_product(seen_TBF, d_x_TBG, weights.seen_FG),
+        hidden_DG=_product(before.hidden_BD, d_said.h_NG, weights.hidden_DG),
         hidden_bias_G=None if weights.hidden_bias_G is None else d_said.h_NG.sum((0, 1)),
-        gate_D1=None if weights.gate_D1 is None else _product(before.hidden_BD, d_said.gate_N1),
+        gate_D1=None if weights.gate_D1 is None else _product(before.hidden_BD, d_said.gate_N1, weights.gate_D1),
         gate_bias_1=None if weights.gate_D1 is None else d_said.gate_N1.sum((0, 1)))
     return d_weights, Context(d_values_BPF, d_keys_BPA), d_start, d_x_TBG, None
 
 
-def _product(one_TBI: Array, other_TBJ: Array) -> Array:
-    return jnp.einsum("tbi,tbj->ij", one_TBI, other_TBJ)
+def _product(one_TBI: Array, other_TBJ: Array, kernel_IJ: Array) -> Array:
+    return products.into_kernel(one_TBI, other_TBJ, kernel_IJ).astype(kernel_IJ.dtype)
 
 
 scan.defvjp(_forward, _backward)

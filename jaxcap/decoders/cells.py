@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxcap import products
+
 
 class LSTMState(NamedTuple):
     cell_BD: Array
@@ -65,7 +67,7 @@ def _lstm(forget_bias: float, output_tanh: bool) -> Callable:
 
 def from_hidden(hidden_BD: Array, kernel_DG: Array, bias_G: Array | None) -> Array:
     """The hidden state's part of the gates."""
-    h_BG = hidden_BD @ kernel_DG
+    h_BG = products.matmul(hidden_BD, kernel_DG)
     return h_BG if bias_G is None else h_BG + bias_G
 
 
@@ -105,11 +107,11 @@ def _backward(step, saved, d_hidden_TBD):
         d_state = d_state._replace(hidden_BD=d_state.hidden_BD + d_output_BD)
         _, pull = jax.vjp(step, x_BG, h_BG, state)
         d_x_BG, d_h_BG, d_state = pull(d_state)
-        return d_state._replace(hidden_BD=d_state.hidden_BD + d_h_BG @ kernel_DG.T), (d_x_BG, d_h_BG)
+        return d_state._replace(hidden_BD=d_state.hidden_BD + products.back(d_h_BG, kernel_DG)), (d_x_BG, d_h_BG)
 
     zeros = jax.tree.map(lambda x: zeros_like(x, d_hidden_TBD), start)
     d_start, (d_x_TBG, d_h_TBG) = jax.lax.scan(body, zeros, (d_hidden_TBD, x_TBG, h_TBG, before), reverse=True)
-    d_kernel_DG = jnp.einsum("tbd,tbg->dg", before.hidden_BD, d_h_TBG)
+    d_kernel_DG = products.into_kernel(before.hidden_BD, d_h_TBG, kernel_DG).astype(kernel_DG.dtype)
     return d_x_TBG, d_kernel_DG, None if bias_G is None else d_h_TBG.sum((0, 1)), d_start
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxcap import products
 from jaxcap.decoders import attention, cells, dropout
 from jaxcap.decoders.attention import Context
 from jaxcap.decoders.dropout import Kept, times
@@ -43,7 +44,8 @@ class Decoder(nn.Module):
       attention_dropout: share of the attention weights set to zero in training.
       attention_start: "mean": the first layer starts from tanh of a dense layer of the mean feature (Xu et al.); "zero".
       deep_output: logits from word, hidden state and what was seen, L_o (E y + L_h h + L_z z) (Xu et al. 2015, eq. 7).
-      dtype: of the arithmetic; parameters and logits are float32.
+      dtype: of the arithmetic; parameters and logits are float32. kernel_dtype: of kernels in products, if another
+        (`jaxcap.products`).
     """
 
     vocabulary: int
@@ -67,6 +69,7 @@ class Decoder(nn.Module):
     attention_start: Literal["mean", "zero"] = "mean"
     deep_output: bool = False
     dtype: jnp.dtype = jnp.float32
+    kernel_dtype: jnp.dtype | None = None
 
     def setup(self):
         def uniform(key, shape):
@@ -144,7 +147,7 @@ class Decoder(nn.Module):
     def projection(self) -> tuple[Array, Array]:
         """The matrix [W, V] and the bias [V] that make logits of `outputs`."""
         kernel = self.word_embedding.T if self.tied else self.logits_kernel
-        return kernel.astype(self.dtype), self.logits_bias.astype(self.dtype)
+        return self._factor(kernel), self.logits_bias.astype(self.dtype)
 
     def _forced(self, features_BPF: Array, words_TBE: Array, captions: int, kept: Kept) -> tuple[Array, Array | None]:
         """The last layer's hidden states [T, B, D] and what was seen [T, B, F]: only the recurrences are inside scans."""
@@ -167,7 +170,7 @@ class Decoder(nn.Module):
 
     def _attended(self, context: Context, state: PyTree, words_TBE: Array, kept_TBP: Array | None) -> tuple[Array, Array]:
         """The first layer's hidden states [T, B, D] and what it saw [T, B, F]."""
-        x_TBG = self._plus_bias(words_TBE @ self._kernel(0)[:self.embedding], 0)
+        x_TBG = self._plus_bias(products.matmul(words_TBE, self._kernel(0)[:self.embedding]), 0)
         hidden_TBD, seen_TBF, weights_TBP = attention.scan(
             self.unit.step, self._attention_weights(), context, state, x_TBG, kept_TBP)
         self.sow("attention", "weights", weights_TBP.swapaxes(0, 1))
@@ -250,7 +253,7 @@ class Decoder(nn.Module):
             if layer:
                 x = times(x, kept.after(layer - 1))
             if layer == 0 and self.image == "attention":
-                x_NG = self._plus_bias(x @ self._kernel(0)[:self.embedding], 0)
+                x_NG = self._plus_bias(products.matmul(x, self._kernel(0)[:self.embedding]), 0)
                 state, seen_NF, weights_NP = attention.step(
                     self.unit.step, self._attention_weights(), context, state, x_NG, kept.attention)
             else:
@@ -271,7 +274,7 @@ class Decoder(nn.Module):
         return features_BPF.astype(self.dtype)
 
     def _image(self, features_B1F: Array) -> Array:
-        return features_B1F[:, 0] @ self.image_embedding.astype(self.dtype)
+        return products.matmul(features_B1F[:, 0], self._factor(self.image_embedding))
 
     def _embedded(self, tokens: Array) -> Array:
         return self.word_embedding[tokens].astype(self.dtype)
@@ -280,29 +283,33 @@ class Decoder(nn.Module):
         """What the first layer attends to, and its state before the first word."""
         values_BPF = features_BPF
         if self.attention_project:
-            values_BPF = nn.relu(values_BPF @ self.project_kernel.astype(self.dtype) + self.project_bias.astype(self.dtype))
-        keys_BPA = values_BPF @ self.key_kernel.astype(self.dtype) + self.key_bias.astype(self.dtype)
+            values_BPF = products.matmul(values_BPF, self._factor(self.project_kernel))
+            values_BPF = nn.relu(values_BPF + self.project_bias.astype(self.dtype))
+        keys_BPA = products.matmul(values_BPF, self._factor(self.key_kernel)) + self.key_bias.astype(self.dtype)
         zeros_BD = jnp.zeros((values_BPF.shape[0], self.hidden), self.dtype)
         state = self.unit.start(cells.zeros_like(zeros_BD, keys_BPA))
         if self.attention_start == "mean":
-            start = values_BPF.mean(axis=1) @ self.start_kernel.astype(self.dtype) + self.start_bias.astype(self.dtype)
+            start = products.matmul(values_BPF.mean(axis=1), self._factor(self.start_kernel)) + self.start_bias.astype(self.dtype)
             state = type(state)(*jnp.split(jnp.tanh(start), len(state), axis=-1))
         return Context(values_BPF, keys_BPA), state
 
     def _attention_weights(self) -> attention.Weights:
-        gate = (self.gate_kernel.astype(self.dtype), self.gate_bias.astype(self.dtype)) if self.attention_gate else ()
-        return attention.Weights(self.query_kernel.astype(self.dtype), self.energy.astype(self.dtype),
+        gate = (self._factor(self.gate_kernel), self.gate_bias.astype(self.dtype)) if self.attention_gate else ()
+        return attention.Weights(self._factor(self.query_kernel), self.energy.astype(self.dtype),
                                  self._kernel(0)[self.embedding:-self.hidden], self._recurrent(0), self._recurrent_bias(0), *gate)
 
     def _kernel(self, layer: int) -> Array:
-        return self.kernels[layer].astype(self.dtype)
+        return self._factor(self.kernels[layer])
+
+    def _factor(self, kernel: Array) -> Array:
+        return kernel.astype(self.kernel_dtype or self.dtype)
 
     def _plus_bias(self, x: Array, layer: int) -> Array:
         return x if self.kernel_biases[layer] is None else x + self.kernel_biases[layer].astype(self.dtype)
 
     def _input(self, x: Array, layer: int) -> Array:
         """The input's part of a layer's gates."""
-        return self._plus_bias(x @ self._kernel(layer)[:-self.hidden], layer)
+        return self._plus_bias(products.matmul(x, self._kernel(layer)[:-self.hidden]), layer)
 
     def _recurrent(self, layer: int) -> Array:
         return self._kernel(layer)[-self.hidden:]
@@ -320,11 +327,12 @@ class Decoder(nn.Module):
     def _output(self, hidden: Array, words: Array, seen: Array | None) -> Array:
         if not self.deep_output:
             return hidden
-        return words + hidden @ self.hidden_output.astype(self.dtype) + seen @ self.seen_output.astype(self.dtype)
+        hidden = products.matmul(hidden, self._factor(self.hidden_output))
+        return words + hidden + products.matmul(seen, self._factor(self.seen_output))
 
     def _write(self, outputs: Array) -> Array:
         kernel, bias = self.projection()
-        return (outputs @ kernel + bias).astype(jnp.float32)
+        return (products.matmul(outputs, kernel) + bias).astype(jnp.float32)
 
     def _draw_kept(self, features_BPF: Array, inputs_BT: Array, train: bool) -> Kept:
         """What dropout keeps in this pass, the same for teacher forcing and scheduled sampling."""

@@ -63,12 +63,15 @@ def get(name: str) -> EncoderSpec:
     return module.SPECS[name] if hasattr(module, "SPECS") else module.SPEC
 
 
-def fold(spec: EncoderSpec, variables: dict, dtype=jnp.float32, remat: bool = False) -> Callable[[jax.Array], jax.Array]:
+def fold(spec: EncoderSpec, variables: dict, dtype=jnp.float32, kernel_dtype=None,
+         remat: bool = False) -> Callable[[jax.Array], jax.Array]:
     """The encoder as a pure function image_BHWC → features_BHWF, batch norm folded into the convolutions.
+
+    kernel_dtype: of the kernels of 1×1 convolutions, if another than the arithmetic's (`jaxcap.products`).
 
     The function is a pytree (`jax.tree_util.Partial`) that carries the weights: jit may take it as an argument.
     """
-    params = layers.fold(variables, spec.epsilon)
+    params = layers.rounded(layers.fold(variables, spec.epsilon), kernel_dtype)
     module = spec.module(dtype=dtype, remat=remat)
 
     def apply(params, image_BHWC):

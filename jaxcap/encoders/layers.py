@@ -15,6 +15,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from jaxcap import products
 from jaxcap.encoders import shifted
 from jaxcap.errors import UserError
 
@@ -84,7 +85,7 @@ class ConvBN(_Normalized):
         super().setup()
 
     def __call__(self, x_BHWC):
-        kernel = self.kernel.astype(self.dtype)
+        kernel = _factor(self.kernel, self.dtype)
         return self.normalize(convolve(x_BHWC.astype(self.dtype), kernel, self.stride, self.padding))
 
 
@@ -142,9 +143,23 @@ def fold(variables: dict, epsilon: float = EPSILON) -> dict:
 
 def siblings(x_BHWC, layers: Sequence[ConvBN]) -> list[jax.Array]:
     """The 1×1 convolutions of several layers on the same input, computed as one and not yet normalized."""
-    kernel = jnp.concatenate([layer.kernel for layer in layers], axis=-1).astype(layers[0].dtype)
+    kernel = _factor(jnp.concatenate([layer.kernel for layer in layers], axis=-1), layers[0].dtype)
     ends = np.cumsum([layer.features for layer in layers])[:-1]
-    return jnp.split(convolve(x_BHWC.astype(kernel.dtype), kernel), ends, axis=-1)
+    return jnp.split(convolve(x_BHWC.astype(layers[0].dtype), kernel), ends, axis=-1)
+
+
+def rounded(params: dict, dtype: jnp.dtype | None) -> dict:
+    """The parameters with the kernels of 1×1 convolutions, which are matrix products, in `dtype` (`jaxcap.products`)."""
+
+    def of(path, leaf):
+        return leaf.astype(dtype) if path[-1].key == "kernel" and leaf.shape[:2] == (1, 1) else leaf
+
+    return jax.tree_util.tree_map_with_path(of, params) if dtype else params
+
+
+def _factor(kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The kernel in the type of the arithmetic, unless it comes `rounded`."""
+    return kernel if kernel.dtype == jnp.bfloat16 else kernel.astype(dtype)
 
 
 def convolve(x_BHWC, kernel, stride: int = 1, padding: Padding = "SAME"):
@@ -153,11 +168,11 @@ def convolve(x_BHWC, kernel, stride: int = 1, padding: Padding = "SAME"):
     groups = channels // kernel.shape[2]
 
     def ordinary(x_BHWC, kernel):
-        return lax.conv_general_dilated(x_BHWC, kernel, (stride, stride), padding,
+        return lax.conv_general_dilated(x_BHWC, kernel.astype(x_BHWC.dtype), (stride, stride), padding,
                                         dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups)
 
     def matrix_product(x_BHWC, kernel):
-        return x_BHWC @ kernel[0, 0]
+        return products.matmul(x_BHWC, kernel[0, 0])
 
     def depthwise(x_BHWC, kernel):
         return shifted.depthwise(x_BHWC, kernel[:, :, 0], stride, padding)

@@ -1,0 +1,76 @@
+"""Matrix products of activations and a kernel, whose factors a CPU may round to bfloat16.
+
+Processors with bfloat16 instructions (AVX512-BF16, AMX) multiply such numbers, and add in float32, at twice the speed of float32
+and more. For sums, exponentials and the like they have none: with activations in bfloat16 a CPU is slower than with float32.
+So on CPUs `dtype="bfloat16"` rounds what is multiplied, and nothing else: activations stay in float32, the kernels
+alone come as bfloat16, and a product of these two is one with rounded factors. Where both are of one type it is the plain product.
+Other CPUs have no use for bfloat16, and XLA no routine for every such product there: they stay with float32.
+"""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+@functools.cache
+def instructions() -> bool:
+    """Whether this machine's processor multiplies bfloat16 numbers, as far as is known (Linux on x86 tells)."""
+    try:
+        known = Path("/proc/cpuinfo").read_text("utf-8").split()
+    except OSError:
+        return False
+    return "avx512_bf16" in known or "amx_bf16" in known
+
+
+def dtypes(asked: str) -> tuple[jnp.dtype, jnp.dtype | None]:
+    """The types of activations and, if another, of kernels for an arithmetic of that name on this machine."""
+    if asked == "bfloat16" and jax.default_backend() == "cpu":
+        return jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16) if instructions() else None
+    return jnp.dtype(asked), None
+
+
+def matmul(x: Array, kernel_IJ: Array) -> Array:
+    """x [..., I] @ kernel, of the type of x."""
+    return _matmul(x, kernel_IJ) if _rounds(x, kernel_IJ) else x @ kernel_IJ
+
+
+def back(d_y: Array, kernel_IJ: Array) -> Array:
+    """The gradient [..., I] of x in `matmul`, for gradients that are written out."""
+    if not _rounds(d_y, kernel_IJ):
+        return d_y @ kernel_IJ.T
+    return jnp.einsum("...j,ij->...i", d_y.astype(kernel_IJ.dtype), kernel_IJ, preferred_element_type=d_y.dtype)
+
+
+def into_kernel(x: Array, d_y: Array, kernel_IJ: Array) -> Array:
+    """The gradient of the kernel in `matmul`, summed over all leading axes, in float32."""
+    if not _rounds(x, kernel_IJ):
+        leading = "tbc"[:x.ndim - 1]
+        return jnp.einsum(f"{leading}i,{leading}j->ij", x, d_y, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+    x_NI, d_y_NJ = (array.astype(kernel_IJ.dtype).reshape(-1, array.shape[-1]) for array in (x, d_y))
+    # XLA makes a transposed factor part of the product, and its bfloat16 routine takes none. A row of zeros keeps them apart.
+    x_IN, d_y_NJ = jnp.pad(x_NI.T, ((0, 0), (0, 1))), jnp.pad(d_y_NJ, ((0, 1), (0, 0)))
+    return jnp.matmul(x_IN, d_y_NJ, preferred_element_type=x.dtype)
+
+
+def _rounds(x: Array, kernel: Array) -> bool:
+    return x.dtype == jnp.float32 and kernel.dtype == jnp.bfloat16
+
+
+@jax.custom_vjp
+def _matmul(x, kernel_IJ):
+    return jnp.matmul(x.astype(kernel_IJ.dtype), kernel_IJ, preferred_element_type=x.dtype)
+
+
+def _forward(x, kernel_IJ):
+    return _matmul(x, kernel_IJ), (x, kernel_IJ)
+
+
+def _backward(saved, d_y):
+    x, kernel_IJ = saved
+    return back(d_y, kernel_IJ), into_kernel(x, d_y, kernel_IJ).astype(kernel_IJ.dtype)
+
+
+_matmul.defvjp(_forward, _backward)

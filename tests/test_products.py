@@ -1,0 +1,111 @@
+"""Products with factors rounded to bfloat16, as CPUs take them under dtype="bfloat16"."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import workload
+from benchmarks.workload import KINDS
+from jaxcap import captioner as captioners
+from jaxcap import config as configs
+from jaxcap import inference, products
+from jaxcap.parallel import Parallel
+
+needs_instructions = pytest.mark.skipif(jax.default_backend() != "cpu" or not products.instructions(),
+                                        reason="about CPUs with bfloat16 instructions")
+ATTENTION = {"decoder.image": "attention", "decoder.attention.size": 8}
+
+
+def near_bfloat16(x):
+    return x.astype(jnp.bfloat16).astype(jnp.float32)
+
+
+@needs_instructions
+@pytest.mark.parametrize("leading", [(5,), (3, 4), (2, 3, 2)])
+def test_a_float32_array_and_a_bfloat16_kernel_are_multiplied_as_rounded_numbers(leading):
+    random = np.random.default_rng(0)
+    x, d_y = (jnp.asarray(random.standard_normal((*leading, n), np.float32)) for n in (7, 6))
+    kernel_IJ = jnp.asarray(random.standard_normal((7, 6), np.float32)).astype(jnp.bfloat16)
+    y, pull = jax.vjp(products.matmul, x, kernel_IJ)
+    d_x, d_kernel_IJ = pull(d_y)
+    assert y.dtype == d_x.dtype == jnp.float32 and d_kernel_IJ.dtype == jnp.bfloat16
+    exact, pull = jax.vjp(jnp.matmul, near_bfloat16(x), kernel_IJ.astype(jnp.float32))
+    exact_d_x, exact_d_kernel_IJ = pull(near_bfloat16(d_y))
+    np.testing.assert_allclose(y, exact, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(d_x, exact_d_x, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(products.into_kernel(x, d_y, kernel_IJ), exact_d_kernel_IJ, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(d_kernel_IJ.astype(jnp.float32), exact_d_kernel_IJ, rtol=5e-3, atol=1e-3)
+    assert not np.allclose(y, x @ kernel_IJ.astype(jnp.float32), rtol=1e-5, atol=1e-5)  # x is rounded, too
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_of_one_type_it_is_the_plain_product(dtype):
+    x, kernel_IJ = jnp.arange(12.0, dtype=dtype).reshape(3, 4) / 7, jnp.arange(8.0, dtype=dtype).reshape(4, 2) / 3
+    np.testing.assert_array_equal(products.matmul(x, kernel_IJ), x @ kernel_IJ)
+    np.testing.assert_array_equal(products.back(x[:, :2], kernel_IJ), x[:, :2] @ kernel_IJ.T)
+    assert products.matmul(x, kernel_IJ).dtype == dtype and products.into_kernel(x, x, kernel_IJ).dtype == jnp.float32
+
+
+def test_only_cpus_keep_activations_in_float32_and_only_some_round_factors(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    for has, kernels in ((True, jnp.bfloat16), (False, None)):
+        monkeypatch.setattr(products, "instructions", lambda: has)
+        assert products.dtypes("float32") == (jnp.float32, None)
+        assert products.dtypes("bfloat16") == (jnp.float32, kernels)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert products.dtypes("bfloat16") == (jnp.bfloat16, None)
+
+
+@needs_instructions
+@pytest.mark.parametrize(("kind", "changes", "batch"), [
+    ("cached", {}, 8),
+    ("cached", {}, 240),  # so many tokens that logits come in chunks
+    ("cached", {"decoder.layers": 2, "decoder.name": "gru", "decoder.tied": True, "decoder.embedding": 24}, 8),
+    ("joint", ATTENTION | {"decoder.attention.gate": True, "decoder.attention.project": 6, "decoder.deep_output": True}, 8),
+    ("joint", ATTENTION | {"decoder.name": "gru", "decoder.attention.start": "mean"}, 8),
+    ("frozen", {}, 8),
+])
+def test_a_step_is_near_the_float32_one(kind, changes, batch):
+    off = {"decoder.dropout": 0.0, "encoder.dropout": 0.0, "augment.crop": False, "augment.flip": False, "augment.color": False}
+    reported, programs = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        of = workload.settings(tiny=True, dtype=dtype)
+        of = dataclasses.replace(of, config=configs.change(of.config, off | changes))
+        step = workload.Step(KINDS[kind], of, *workload.model(of), batch, devices=jax.devices()[:1])
+        programs[dtype] = step.lower().as_text()
+        reported[dtype] = jax.device_get(step())
+        assert {leaf.dtype for leaf in jax.tree.leaves(step.params)} == {np.dtype(np.float32)}
+    full, rounded = reported["float32"], reported["bfloat16"]
+    assert "bf16" in programs["bfloat16"] and "bf16" not in programs["float32"]
+    assert 0 < abs(rounded.loss / full.loss - 1) < 1e-2
+    for name, norm in full.norms.items():
+        assert rounded.norms[name] == pytest.approx(norm, rel=0.05), name
+
+
+@needs_instructions
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "inception_v3"])
+def test_an_encoders_pointwise_convolutions_are_rounded(name):
+    config = configs.change(workload.settings(tiny=True).config, {"encoder.name": name, "encoder.size": 96, "data.size": 96})
+    captioner = captioners.build(config, 20)
+    params, batch_stats = jax.jit(captioner.init, static_argnums=1)(jax.random.key(0), 96)
+    image_BHWC = jax.random.uniform(jax.random.key(1), (2, 96, 96, 3))
+    full = captioner.frozen_encode(params, batch_stats)(image_BHWC)
+    low = dataclasses.replace(captioner, encoder_kernels=jnp.dtype(jnp.bfloat16))
+    assert captioners.build(configs.change(config, {"encoder.dtype": "bfloat16"}), 20).encoder_kernels == jnp.bfloat16
+    for batch_norm, most in (("inference", 0.1), ("batch", np.inf)):  # the statistics of two photos enlarge every difference
+        expected = captioner.encode(params, batch_stats, image_BHWC, batch_norm=batch_norm)[0]
+        found = low.encode(params, batch_stats, image_BHWC, batch_norm=batch_norm)[0]
+        assert found.dtype == full.dtype == jnp.float32
+        assert 1e-5 < np.linalg.norm(found - expected) / np.linalg.norm(expected) < most
+
+
+def test_captions_are_searched_for():  # also where there are no such instructions
+    of = workload.settings(tiny=True, dtype="bfloat16")
+    captioner, params, batch_stats = workload.model(of)
+    decode = inference.decoder(captioner, of.config.search, configs.encoder_size(of.config), Parallel("shard_map", jax.devices()[:1]))
+    features = workload.features(np.random.default_rng(0), 4, captioner.spec.features)
+    found = decode(params, batch_stats, features)
+    assert np.isfinite(found.log_probs_BK).all() and found.log_probs_BK.dtype == jnp.float32
