@@ -44,8 +44,7 @@ class Decoder(nn.Module):
       attention_dropout: share of the attention weights set to zero in training.
       attention_start: "mean": the first layer starts from tanh of a dense layer of the mean feature (Xu et al.); "zero".
       deep_output: logits from word, hidden state and what was seen, L_o (E y + L_h h + L_z z) (Xu et al. 2015, eq. 7).
-      dtype: of the arithmetic; parameters and logits are float32. kernel_dtype: of kernels in products, if another
-        (`jaxcap.products`).
+      dtype: of the arithmetic; parameters and logits are float32. kernel_dtype: of kernels, if another (`jaxcap.products`).
     """
 
     vocabulary: int
