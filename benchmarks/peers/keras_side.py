@@ -43,7 +43,7 @@ class Side(PeerSide):
     def _step(self, kind: str, batch: int, form: str, dtype: str) -> Step:
         return Step(kind, forms.parse("keras", form), {**self._described, "dtype": dtype}, self._arrays, self._inputs(kind, batch))
 
-    def _wait(self, loss: tf.Tensor) -> None:
+    def _wait(self) -> None:
         tf.test.experimental.sync_devices()
 
     def _precise(self, precise: bool) -> None:

@@ -54,7 +54,7 @@ class PeerSide:
         start, cpu = time.perf_counter(), time.process_time()
         for _ in range(calls):
             loss = step()
-        self._wait(loss)
+        self._wait()
         found = {"ms": 1000 * (time.perf_counter() - start) / calls, "cpu_ms": 1000 * (time.process_time() - cpu) / calls}
         if not math.isfinite(float(loss)):
             raise RuntimeError(f"the loss is {float(loss)}: its time means nothing")
@@ -79,8 +79,8 @@ class PeerSide:
         """A step that has `agree()`, `start()` and can be called, which gives the loss."""
         raise NotImplementedError
 
-    def _wait(self, loss: Any) -> None:
-        """Returns when the device has done all it was given; `loss` is the last thing of it."""
+    def _wait(self) -> None:
+        """Returns when the device has done all it was given."""
         raise NotImplementedError
 
     def _precise(self, precise: bool) -> None:

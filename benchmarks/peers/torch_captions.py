@@ -61,8 +61,7 @@ class Captions:
     @torch.inference_mode()
     def _search(self, features_BF: Tensor) -> Tensor:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
-            tokens, log_probs_BK = (self._one_by_one if "lists" in self._form else self._together)(features_BF)
-        self.tokens = tokens
+            _, log_probs_BK = (self._one_by_one if "lists" in self._form else self._together)(features_BF)
         return -log_probs_BK[:, 0].mean()
 
     def _cell(self, x_NE: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ class Side(PeerSide):
             return Captions(words, described, self._arrays, self._inputs(kind, batch), self._device)
         return Step(kind, words, described, self._arrays, self._inputs(kind, batch), self._device)
 
-    def _wait(self, loss: torch.Tensor) -> None:
+    def _wait(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize()
 
