@@ -11,10 +11,9 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,6 @@ from jaxcap import config as configs
 from jaxcap import optim
 from jaxcap.errors import UserError, run_command
 
-PyTree = Any
 OPERATIONS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 VIRTUAL_DEVICES = (1, 2, 4, 8)
 PER_DEVICE, PER_VIRTUAL_DEVICE = 32, 4  # photos, at weak scaling
@@ -99,7 +97,6 @@ def summed_bytes(of: Settings, kind: str) -> int:
 def measure(kind: str, mode: str, of: Settings, model: tuple, count: int, arguments: argparse.Namespace) -> dict:
     """One kind of step on `count` devices, at weak and at strong scaling, and what its program exchanges; a JSON object."""
     of = dataclasses.replace(of, config=configs.change(of.config, {"parallel": mode}))
-    virtual = jax.devices()[0].platform == "cpu"
     result = {"kind": kind, "parallel": mode, "devices": count, "weak": None, "strong": None, "collectives": None}
     for way, batch in (("weak", arguments.per_device * count), ("strong", arguments.batch)):
         if way == "strong" and batch == arguments.per_device * count:
@@ -112,18 +109,12 @@ def measure(kind: str, mode: str, of: Settings, model: tuple, count: int, argume
             result |= exchanged(step, of, kind, count)
         if kind in arguments.timed:
             losses = [step.loss(step())]  # under pmap this compiles, which is no time of a step
-            call, calls = waited(step) if virtual else step, 2 if arguments.tiny else 0
-            timed = timing.time_calls(call, repeats=arguments.repeats, calls=calls)
+            timed = timing.time_calls(step, repeats=arguments.repeats, calls=2 if arguments.tiny else 0)
             losses.append(step.loss(step()))
             if not math.isfinite(losses[-1]):
                 raise RuntimeError(f"the loss of the {kind} step is {losses[-1]}: its time means nothing")
             result[way] = {"batch": batch, "ms": timed.to_dict(), "loss": losses}
     return result
-
-
-def waited(step: workload.Step) -> Callable[[], PyTree]:
-    """`step`, each call waited for: virtual devices that are sent too many steps at once wait for each other forever."""
-    return lambda: jax.block_until_ready(step())
 
 
 def exchanged(step: workload.Step, of: Settings, kind: str, count: int) -> dict:

@@ -142,10 +142,13 @@ class Step:
         self._train, self.together = kind.train, kind.together
         self._step = self.devices.wrap(self._function, **self._wrap)
 
-    def lower(self) -> jax.stages.Lowered:
-        """The step as it is handed to the compiler. pmap offers no such look; shard_map's program is the same one."""
+    def lower(self, platform: str = "") -> jax.stages.Lowered:
+        """The step as it is handed to the compiler, here or, named "cuda" or "tpu", of a platform that need not be here.
+
+        pmap offers no such look; shard_map's program is the same one.
+        """
         wrapped = self._step if self.devices.mode == "shard_map" else Parallel("shard_map").wrap(self._function, **self._wrap)
-        return wrapped.lower(*self._arguments())
+        return wrapped.trace(*self._arguments()).lower(lowering_platforms=(platform,) if platform else None)
 
     def __call__(self) -> PyTree:
         """Dispatches one step, or those that go together, and returns what it reports."""

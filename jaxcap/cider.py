@@ -134,10 +134,10 @@ def _rows(captions: np.ndarray | Sequence[Sequence[int]]) -> np.ndarray:
 def same_ngrams(one_NT: np.ndarray, other_NT: np.ndarray):
     """For n = 1 … `ORDERS`, bool [N, T - n + 1, T' - n + 1]: is the n-gram at this place the one at that place?
 
-    Of NumPy's or JAX's arrays; padding is `NO_WORD` in one of them and `OTHER` in the other.
+    Of NumPy's or JAX's arrays, with any axes before T that broadcast; padding is `NO_WORD` in one of them and `OTHER` in the other.
     """
-    words_NTT = same_NTT = one_NT[:, :, None] == other_NT[:, None, :]
+    words_NTT = same_NTT = one_NT[..., :, None] == other_NT[..., None, :]
     yield same_NTT
     for n in range(1, ORDERS):
-        same_NTT = same_NTT[:, :-1, :-1] & words_NTT[:, n:, n:]
+        same_NTT = same_NTT[..., :-1, :-1] & words_NTT[..., n:, n:]
         yield same_NTT

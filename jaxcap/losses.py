@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxcap import products
@@ -98,7 +99,7 @@ def policy_sums(logits_BTV: Array, targets_BT: Array, advantage_B: Array) -> tup
     The gradient of the objective, −Σ advantage · log p, is that of the expected reward turned round (Williams 1992; Rennie et
     al. 2017, eq. 7). p is the probability among the words that may be drawn.
     """
-    logits_BTV = logits_BTV.at[..., jnp.array(FORBIDDEN)].set(-jnp.inf)
+    logits_BTV = jnp.where(np.isin(np.arange(logits_BTV.shape[-1]), FORBIDDEN), -jnp.inf, logits_BTV)
     mask_BT = targets_BT != PAD
     target_BT = jnp.take_along_axis(logits_BTV, jnp.where(mask_BT, targets_BT, EOS)[..., None], axis=-1)[..., 0]
     nats_BT = (jax.nn.logsumexp(logits_BTV, axis=-1) - target_BT) * mask_BT

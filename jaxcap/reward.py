@@ -86,16 +86,11 @@ def cider_d(of: References, tokens_NT: Array, photo_N: Array) -> Array:
     count_N = of.count_N[photo_N]
     row_NC = of.first_N[photo_N][:, None] + jnp.minimum(of.mask_C, count_N[:, None] - 1)
     other_NCT = of.tokens_RT[row_NC]
-    here_NTT = tokens_NT[:, :, None] == jnp.where(tokens_NT < 0, cider.OTHER, tokens_NT)[:, None]
-    there_NCTT = tokens_NT[:, None, :, None] == other_NCT[:, :, None]
+    here = cider.same_ngrams(tokens_NT, jnp.where(tokens_NT < 0, cider.OTHER, tokens_NT))
+    there = cider.same_ngrams(tokens_NT[:, None], other_NCT)
     ids_NT, dots, squares = jnp.zeros_like(tokens_NT), [], []
-    same_NTT, same_NCTT = here_NTT, there_NCTT
-    for n, level in enumerate(of.levels):
-        if n:  # the n-grams at two places are equal if their first words are and what follows is
-            same_NTT = same_NTT[:, :-1, :-1] & here_NTT[:, n:, n:]
-            same_NCTT = same_NCTT[:, :, :-1, :-1] & there_NCTT[:, :, n:, n:]
-            ids_NT = ids_NT[:, :-1]
-        ids_NT, idf_NT = _find(level, ids_NT, tokens_NT[:, n:], of.unseen)
+    for n, (level, same_NTT, same_NCTT) in enumerate(zip(of.levels, here, there)):
+        ids_NT, idf_NT = _find(level, ids_NT[:, :tokens_NT.shape[1] - n], tokens_NT[:, n:], of.unseen)
         count_NT, in_other_NCT = same_NTT.sum(axis=2), same_NCTT.sum(axis=3)
         squares.append(jnp.sum(count_NT * idf_NT**2, axis=1))
         weight_NT = idf_NT**2 / jnp.maximum(count_NT, 1)

@@ -122,7 +122,7 @@ class Biased(nn.Module):
     def __call__(self, x_BHWC):
         kernel = self.param("kernel", nn.initializers.he_normal(), (*self.kernel_size, self.channels, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return convolve(x_BHWC.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        return convolve(x_BHWC.astype(self.dtype), _factor(kernel, self.dtype)) + bias.astype(self.dtype)
 
 
 def fold(variables: dict, epsilon: float = EPSILON) -> dict:
