@@ -5,6 +5,7 @@ says by how much each word's log-probability falls (occlusion: Zeiler & Fergus 2
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -35,6 +36,29 @@ class Explanation:
     words: list[str]
     maps_Thw: np.ndarray
     attends: bool
+
+    @property
+    def moved(self) -> float:
+        """Share of the attention that goes elsewhere from one word to the next, ½ Σ|α_t − α_t−1|, in the mean; 0: it never moves."""
+        return float(np.abs(np.diff(self.maps_Thw, axis=0)).sum((1, 2)).mean() / 2) if len(self.maps_Thw) > 1 else 0.0
+
+    @property
+    def places(self) -> float:
+        """As over how many places looked at alike the attention of a word is spread, the exponential of its entropy, in the mean."""
+        if not len(self.maps_Thw):
+            return 0.0
+        nats_T = -np.sum(self.maps_Thw * np.log(np.maximum(self.maps_Thw, 1e-30)), axis=(1, 2))
+        return float(np.exp(nats_T).mean())
+
+
+def told(seen: Sequence[Explanation]) -> str:
+    """How far attention moves and how wide it is, in a sentence; nothing where no map tells."""
+    seen = [explanation for explanation in seen if explanation.attends and len(explanation.maps_Thw) > 1]
+    if not seen:
+        return ""
+    moved, places = (float(np.mean([getattr(one, name) for one in seen])) for name in ("moved", "places"))
+    return (f"From one word to the next {moved:.0%} of the attention moves; it is spread as over {places:.0f} of "
+            f"{seen[0].maps_Thw[0].size} places.")
 
 
 class Explainer:
@@ -114,12 +138,13 @@ def picture(explanation: Explanation, columns: int = 5) -> Image.Image:
     tall = line + SIDE + line // 2 + gap
     what = ("share of the attention that a place gets" if explanation.attends else
             "how much the word loses when the place is covered")
-    sheet = Image.new("RGB", (gap + columns * (SIDE + gap), gap + rows * tall + line), "white")
+    sheet = Image.new("RGB", (gap + columns * (SIDE + gap), gap + rows * tall + 3 * line // 2), "white")
     pen = ImageDraw.Draw(sheet)
     for i, ((word, scale), panel) in enumerate(zip(texts, drawn)):
         left, top = gap + i % columns * (SIDE + gap), gap + i // columns * tall
         pen.text((left, top), word, "black", font)
         sheet.paste(panel, (left, top + line))
         pen.text((left, top + line + SIDE + 2), scale, "#62666e", small)
-    pen.text((gap, gap + rows * tall), f"Bright: {what}; every word has its own scale.", "#62666e", small)
+    note = f"Bright: {what}; every word has its own scale.\n{told([explanation])}"
+    pen.text((gap, gap + rows * tall), note, "#62666e", small)
     return sheet

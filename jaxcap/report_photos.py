@@ -54,7 +54,7 @@ def maps(seen: Sequence[tuple[Sample, explain.Explanation]]) -> str:
         return ""
     even = 1 / seen[0][1].maps_Thw[0].size
     note = ("Bright: the share of its attention that a place gets, on a scale of its own for every word. Looking everywhere "
-            f"alike would give each place {even:.1%}.")
+            f"alike would give each place {even:.1%}. {explain.told([found for _, found in seen])}".rstrip())
     return (f'<section id="maps"><h2>Where it looked</h2><p class="note">{note}</p><div class="strips">'
             f'{"".join(_strip(sample, found) for sample, found in seen)}</div></section>')
 

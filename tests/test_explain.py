@@ -105,6 +105,20 @@ def test_the_picture_has_a_panel_a_word_and_each_its_own_scale():
     assert abs(panels[1][:40, :40].mean() - panels[2][-40:, -40:].mean()) < 2
 
 
+def test_how_far_attention_moves_and_how_wide_it_is():
+    still_Thw, wandering_Thw = np.full((3, 2, 2), 0.25), np.eye(4).reshape(4, 2, 2)
+    half_Thw = np.array([[[0.5, 0.5], [0, 0]], [[0.5, 0], [0.5, 0]]])
+    explained = [explain.Explanation(np.zeros((8, 8, 3), np.uint8), ["a"] * len(maps), maps, attends=True)
+                 for maps in (still_Thw, wandering_Thw, half_Thw, still_Thw[:1])]
+    assert [one.moved for one in explained] == [0, 1, 0.5, 0]  # maps that are the same for every word are told from others
+    np.testing.assert_allclose([one.places for one in explained], [4, 1, 2, 4])
+    assert explain.told(explained[:1]) == "From one word to the next 0% of the attention moves; it is spread as over 4 of 4 places."
+    assert " 50% of the attention moves; it is spread as over 2 of 4 " in explain.told(explained[:3])  # of one word nothing is told
+    assert explain.told(explained[3:]) == explain.told([]) == ""
+    occluded = explain.Explanation(explained[0].image, ["a", "b"], wandering_Thw[:2], attends=False)
+    assert explain.told([occluded]) == ""  # nats are no shares
+
+
 def test_no_words_no_maps_and_an_ensemble_is_refused():
     found = explain.Explainer(run()).explain(np.zeros((32, 32, 3), np.uint8), "")
     assert found.words == [] and explain.picture(found).width > explain.SIDE

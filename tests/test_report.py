@@ -387,6 +387,7 @@ def test_maps_stand_word_by_word_over_the_photo(tmp_path):
     maps_Thw = np.full((2, 3, 3), 0.1)
     maps_Thw[0, 2, 1] = maps_Thw[1, 1, 1] = 0.2
     page = write(tmp_path, maps=[(samples(1)[0], explain.Explanation(image, ["red", "wall"], maps_Thw, True))], samples=[])
+    assert "From one word to the next 10% of the attention moves; it is spread as over 9 of 9 places." in page.text
     assert [found["alt"] for found in page.all("img")] == [
         "Photo photo0, captioned: a dog runs", "Map of “red”, brightest at the bottom", "Map of “wall”, brightest in the middle"]
     assert "would give each place 11.1%" in page.text and "red up to 20% wall up to 20%" in page.text
