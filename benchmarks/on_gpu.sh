@@ -3,9 +3,10 @@
 #
 #     bash benchmarks/on_gpu.sh
 #
-# checks the device's arithmetic, times all kinds of step in float32 and bfloat16, the same step in PyTorch turn by turn, and
-# captioning, traces where a step's time goes, trains to a score, and prints one summary. Every part has a time limit of its own; one that fails or runs out
-# of time does not stop the others, but the exit status is 1, and what it had measured is in its .partial file.
+# checks the device's arithmetic, times all kinds of step in float32 and bfloat16, at im2txt's batch and at the one that saturates
+# the device, the same step in PyTorch turn by turn, and captioning, traces where a step's time goes, trains to a score, and prints
+# one summary. Every part has a time limit of its own; one that fails or runs out of time does not stop the others, but the exit
+# status is 1, and what it had measured is in its .partial file.
 #
 #     OUT=out               where results go (at most 8 small files; what was said and the trace are in rest.tar.gz); a part that
 #                           has succeeded is not run again
@@ -19,12 +20,12 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 OUT=${OUT:-out}
-tiny=() steps=(--batch 32 256) decode=(--batch 256 32 1 --beam 3 1) fewer_kinds=() profiled=(cached_8 frozen joint)
+tiny=() steps=(--batch 32 256) decode=(--batch 256 32 1 --beam 3 1) fewer_kinds=() profiled=(cached_8 frozen joint) saturated=(joint cached)
 peers=(--kinds frozen joint cached beam
   --forms channels_last+graph+fused channels_last+compile+graph+fused graph+fused compile+graph+fused beam:graph)
 patience=1
 if [[ -n ${TINY:-} ]]; then
-  tiny=(--tiny) steps=() decode=(--batch 2 --beam 3) fewer_kinds=(--kinds cached) profiled=(cached)
+  tiny=(--tiny) steps=() decode=(--batch 2 --beam 3) fewer_kinds=(--kinds cached) profiled=(cached) saturated=(cached)
   peers=(--kinds cached --forms cached:eager)
   patience=10 # for a machine that is busy with other things
   export JAX_DISABLE_MOST_OPTIMIZATIONS=1 JAX_PLATFORMS=cpu
@@ -58,9 +59,9 @@ part() {
 }
 
 # The order is that of worth: if the machine is taken away half way, what matters most is there.
-part correctness 105 correctness "${tiny[@]}"
-part steps_float32 115 step_time "${steps[@]}" "${tiny[@]}"
-part steps_bfloat16 115 step_time "${steps[@]}" --dtype bfloat16 "${fewer_kinds[@]}" "${tiny[@]}"
+part correctness 100 correctness "${tiny[@]}"
+part steps_float32 75 step_time "${tiny[@]}"
+part steps_bfloat16 160 step_time "${steps[@]}" --dtype bfloat16 "${fewer_kinds[@]}" --saturate "${saturated[@]}" "${tiny[@]}"
 if "$PYTHON" -c 'import torch' 2> "$scratch/no_torch"; then
   part peers 90 peers "${peers[@]}" --dtype bfloat16 --limit 45 "${tiny[@]}"
 else

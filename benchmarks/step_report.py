@@ -7,6 +7,7 @@ from benchmarks.timing import Peak, Timing, short
 # announcement of im2txt (Google Research blog, 22 September 2016).
 THEN_S = {"TensorFlow 2016": 0.7, "DistBelief 2016": 3.0}
 THEN_BATCH, THEN_CARD, THEN_TFLOPS = 32, "one NVIDIA K20", 3.52
+PAYS = 1.05  # a larger batch that gives less than so many times the photos a second is not worth it
 # About the time of the steps that run the CNN, one beside the other.
 CNN_WORK = {"eval": 1, "frozen": 1, "frozen_5": 1.2, "joint": 4.5, "joint_5": 4.7}
 
@@ -53,6 +54,38 @@ def notes(results: list[dict]) -> list[str]:
     synthetic = {(r["kind"], r["batch"]): r["ms"] for r in timed if input_of(r) == "synthetic"}
     return lines + [f"real input instead of synthetic, {r['kind']}, batch {r['batch']}: {change(synthetic[key], r['ms'])}"
                     for r in timed if input_of(r) == "real" and (key := (r["kind"], r["batch"])) in synthetic]
+
+
+def growing(results: list[dict], kind: str, way: str, batch: int, limit_gib: float) -> bool:
+    """Whether twice this batch may give more photos a second: it did when the batch was doubled last, and has the memory."""
+    of = {r["batch"]: r for r in results if (r["kind"], input_of(r)) == (kind, way) and "ms" in r}
+    if batch not in of or 2 * (of[batch]["program_gib"] or 0) > limit_gib:
+        return False
+    half = of.get(batch // 2)
+    return half is None or _rate(of[batch]) >= PAYS * _rate(half)
+
+
+def saturated(results: list[dict]) -> list[str]:
+    """For each kind of step and input the smallest batch that is nearly as fast as the fastest, a line each."""
+    lines, groups = [], {}
+    for r in results:
+        if "ms" in r:
+            groups.setdefault((r["kind"], input_of(r)), []).append(r)
+    for (kind, way), group in groups.items():
+        group = sorted(group, key=lambda r: r["batch"])
+        best = max(map(_rate, group))
+        first = next(r for r in group if PAYS * _rate(r) >= best)
+        last = group[-1]
+        tried = f"{kind}, {way}: {{}} {first['batch']}, {short(_rate(first))} photos/s/device"
+        if first is last:
+            lines.append(tried.format("still growing at batch") + ", the largest that was tried or had memory")
+        else:
+            lines.append(tried.format("saturated from batch") + f"; up to batch {last['batch']} at most {short(best)}")
+    return lines
+
+
+def _rate(result: dict) -> float:
+    return result["photos_per_s_per_device"]
 
 
 def named(result: dict) -> str:

@@ -8,22 +8,24 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 
 from benchmarks import real_input, timing, top_ops, workload
-from benchmarks.step_report import THEN_BATCH, THEN_S, comparison, heading, input_of, named, notes, rows, to_go_s
+from benchmarks.step_report import (PAYS, THEN_BATCH, THEN_S, comparison, growing, heading, input_of, named, notes, rows,
+                                    saturated, to_go_s)
 from benchmarks.timing import Peak, short
 from benchmarks.workload import CACHED_8, FIVE
-from jaxcap import losses, parallel
+from jaxcap import losses, memory, parallel
 from jaxcap.errors import UserError, run_command
 
 DEFAULT = {**workload.KINDS, CACHED_8.name: CACHED_8}
 KINDS = {**DEFAULT, **FIVE}
 INPUTS = ("synthetic", "real")
 LONG_S = 90  # from here on what is still to do is worth a word
+MOST_TIMES = 64  # the largest batch asked for may be multiplied by, in search of one that saturates the device
 
 
 def measure(kind: workload.Kind, of: workload.Settings, model: tuple, batch: int, arguments: argparse.Namespace,
@@ -57,14 +59,27 @@ def measure(kind: workload.Kind, of: workload.Settings, model: tuple, batch: int
     rate = best and getattr(best, of.config.encoder.dtype)
     result["share_of_peak"] = result["gflop"] / 1000 / seconds / rate if rate else None
     result["share_of_bandwidth"] = result["gb"] / seconds / best.gb_per_s if best and result["gb"] else None
-    memory = jax.local_devices()[0].memory_stats() or {}
-    result["process_peak_gib"] = memory["peak_bytes_in_use"] / 2**30 if "peak_bytes_in_use" in memory else None
+    stats = jax.local_devices()[0].memory_stats() or {}
+    result["process_peak_gib"] = stats["peak_bytes_in_use"] / 2**30 if "peak_bytes_in_use" in stats else None
     if arguments.profile:
         scopes = top_ops.scopes(compiled.as_text()) if compiled else {}
         result["top_ops"] = top_ops.trace(step, arguments.profile / f"{kind.name}-{batch}{'-real' * bool(fed)}", scopes,
                                           steps=step.together)
     result["took_s"] = time.perf_counter() - start
     return result
+
+
+def order(arguments: argparse.Namespace, batches: Sequence[int], results: list[dict]) -> Iterator[tuple[int, str, str]]:
+    """What to measure, as (batch, kind, input): every combination, then of the kinds to saturate the largest batch times two, again
+    and again, while `step_report.growing` says of the `results` so far that it may pay and there is memory for it."""
+    yield from dict.fromkeys(itertools.product(batches, arguments.kinds, arguments.input))
+    stats = jax.local_devices()[0].memory_stats() or {}
+    limit_gib = stats.get("bytes_limit", memory.allowed()) / 2**30
+    for kind, way in dict.fromkeys(itertools.product(arguments.saturate, arguments.input)):
+        batch = max(batches)
+        while batch < max(batches) * (4 if arguments.tiny else MOST_TIMES) and growing(results, kind, way, batch, limit_gib):
+            batch *= 2
+            yield batch, kind, way
 
 
 def costs(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled | None, of: workload.Settings, rows: int, *,
@@ -125,12 +140,16 @@ def main(argv: list[str] | None = None) -> int:
                "examples:\n"
                "  python -m benchmarks.step_time\n"
                "  python -m benchmarks.step_time --batch 32 256 --dtype bfloat16 --json now.json\n"
+               "  python -m benchmarks.step_time --kinds joint --saturate      the batch from which on photos/s stay the same\n"
                "  python -m benchmarks.step_time --input synthetic real --kinds frozen joint      does the step wait?\n"
                "  python -m benchmarks.step_time --kinds cached --compare benchmarks/records/FILE.json\n"
                "  python -m benchmarks.step_time --kinds joint --profile /tmp/trace      where the time goes")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(DEFAULT),
                         help=f"kinds of step (default: {' '.join(DEFAULT)})")
     parser.add_argument("--batch", nargs="+", type=int, metavar="B", help="photos a step over all devices (default: 32)")
+    parser.add_argument("--saturate", nargs="*", choices=list(KINDS), metavar="KIND",
+                        help="then double the largest batch, of these kinds or of all that are timed, while photos/s grow by "
+                             f"{100 * PAYS - 100:.0f} %% or more and memory lasts, and say which batch saturates the device")
     parser.add_argument("--input", nargs="+", choices=INPUTS, default=["synthetic"],
                         help="what the step reads: resident random data, or what is read and sent (default: synthetic)")
     parser.add_argument("--real-config", metavar="PAGE", default="", help="a page of configs/ whose prepared photos are the real "
@@ -155,6 +174,9 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.tiny:
         arguments.repeats, arguments.steps_per_repeat = arguments.repeats or 5, arguments.steps_per_repeat or 2
         arguments.workers = arguments.workers or 0
+    arguments.saturate = [] if arguments.saturate is None else arguments.saturate or arguments.kinds
+    if left_out := [kind for kind in arguments.saturate if kind not in arguments.kinds]:
+        raise UserError(f"--saturate {left_out[0]}: this kind is not timed; name it in --kinds too")
     if "real" not in arguments.input and (arguments.real_config or arguments.workers):
         raise UserError("--real-config and --workers are about real input: add --input real")
     if (arguments.workers or 0) < 0:
@@ -184,9 +206,10 @@ def run(arguments: argparse.Namespace) -> int:
             file.result["real_input"] = source.about
         print(heading(of, about, peaks(arguments), source and source.about), flush=True)
         model = workload.model(of)
-        to_do = list(dict.fromkeys(itertools.product(batches, arguments.kinds, arguments.input)))
-        for number, (batch, kind, way) in enumerate(to_do):
-            to_go = to_go_s(results, [(kind, batch) for batch, kind, _ in to_do[number:]])
+        to_do = dict.fromkeys(itertools.product(batches, arguments.kinds, arguments.input))
+        for batch, kind, way in order(arguments, batches, results):
+            to_go = to_go_s(results, [(kind, batch) for batch, kind, _ in to_do] or [(kind, batch)])
+            to_do.pop((batch, kind, way), None)
             hint = f" (about {to_go / 60:.0f} minutes to go)" if to_go >= LONG_S else ""
             result = {"kind": kind, "batch": batch, "input": way}
             print(f"  {named(result)}{hint} …", end="", file=sys.stderr, flush=True)
@@ -197,12 +220,13 @@ def run(arguments: argparse.Namespace) -> int:
                 slow = f", {timing.FEWEST} repeats only, for it is slow here" if result["scaled_down"] else ""
                 print(f" {short(result['ms']['median'])} ms{slow}", file=sys.stderr)
             except jax.errors.JaxRuntimeError as error:  # above all: more than fits into the device's memory
-                file.result["ok"] = False
+                file.result["ok"] &= batch not in batches  # nobody asked for a larger one
                 result["error"] = str(error).splitlines()[0][:300]
                 print(f" failed: {result['error']}", file=sys.stderr)
             results.append(result)
             file.save(rows(results))
-    print("\n" + "\n".join([timing.table(rows(results)), *notes(results)]))
+    saturation = saturated([r for r in results if r["kind"] in arguments.saturate])
+    print("\n" + "\n".join([timing.table(rows(results)), *notes(results), *saturation]))
     for result in results:
         if "top_ops" in result:
             print(f"\nwhere the time of {named(result)} goes\n{top_ops.table(result['top_ops'])}")

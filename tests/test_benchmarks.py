@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -172,6 +173,42 @@ def test_notes_say_what_was_left_out_and_what_real_input_costs():
     assert cost.endswith("+1.0 %, within the spread")
 
 
+def test_saturation_is_looked_for_as_long_as_it_pays():
+    def row(batch: int, rate: float, gib: float | None = 1.0, kind: str = "joint") -> dict:
+        return {"kind": kind, "batch": batch, "input": "synthetic", "ms": {}, "photos_per_s_per_device": rate, "program_gib": gib}
+
+    arguments = SimpleNamespace(kinds=["joint"], input=["synthetic"], saturate=["joint"], tiny=False)
+
+    def batches(rate, most_gib: float = 0.0, fails: int = 0) -> list[int]:
+        """What is measured where a batch gives `rate` photos a second and plans `most_gib` times itself, and one fails."""
+        results = []
+        for batch, kind, _ in step_time.order(arguments, [8, 32], results):
+            failed = {"kind": kind, "batch": batch, "input": "synthetic", "error": "out of memory"}
+            results.append(failed if batch == fails else row(batch, rate(batch), most_gib * batch))
+        return [r["batch"] for r in results]
+
+    assert batches(lambda batch: min(batch, 100)) == [8, 32, 64, 128, 256]  # 256 is no faster than 128, and that ends it
+    assert batches(lambda batch: 100) == [8, 32, 64]
+    assert batches(lambda batch: batch, most_gib=1e9) == [8, 32]  # twice that would not fit
+    assert batches(lambda batch: batch, fails=128) == [8, 32, 64, 128]
+    assert batches(lambda batch: batch)[-1] == 32 * step_time.MOST_TIMES
+    arguments.saturate = []
+    assert batches(lambda batch: batch) == [8, 32]
+
+    assert step_report.saturated([row(32, 90.0), row(64, 98.0), row(128, 100.0), row(32, 5.0, kind="cached")]) == [
+        "joint, synthetic: saturated from batch 64, 98.0 photos/s/device; up to batch 128 at most 100",
+        "cached, synthetic: still growing at batch 32, 5.00 photos/s/device, the largest that was tried or had memory"]
+
+
+def test_step_time_looks_for_the_batch_that_saturates(tmp_path, capsys):
+    with pytest.raises(UserError, match="--saturate joint: this kind is not timed"):
+        step_time.main(["--tiny", "--kinds", "cached", "--saturate", "joint"])
+    assert step_time.main(["--tiny", "--kinds", "cached", "--batch", "8", "--saturate", "--json", str(tmp_path / "out.json")]) == 0
+    found = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert [r["batch"] for r in found] in ([8, 16], [8, 16, 32])
+    assert re.search(r"cached, synthetic: (saturated from|still growing at) batch \d+, ", capsys.readouterr().out)
+
+
 def test_compare(measured, tmp_path):
     old = json.loads(measured.read_text("utf-8"))
     new = json.loads(measured.read_text("utf-8"))
@@ -277,6 +314,7 @@ def test_on_gpu_script_runs_every_part_once(tmp_path):
     results = {p: json.loads((tmp_path / f"{p}.json").read_text("utf-8")) for p in parts}
     assert all(result["ok"] for result in results.values())
     assert [r["kind"] for r in results["steps_float32"]["results"]] == list(step_time.DEFAULT)
+    assert [r["batch"] for r in results["steps_bfloat16"]["results"]][:2] == [8, 16]
     assert any("Decoder" in op["scope"] for op in results["profile"]["results"][0]["top_ops"])
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
 
