@@ -88,19 +88,22 @@ def decoder(of: Settings, model: tuple, variants: list[str], batch: int) -> Iter
 def training_step(kind: str, of: Settings, model: tuple, variants: list[str], batch: int) -> Iterator[Check]:
     """The change of all parameters in one whole step, distortions and dropout included: clipped gradients.
 
-    Random numbers are the same on every device. The learning rate is 1, so that rounding of the sum does not show.
+    Random numbers are the same on every device. The learning rate is 1, so that rounding of the sum does not show. Where the
+    encoder learns with a few photos' statistics, single gradients of random weights hang on the last bits of every product (the
+    order of float32 sums alone moves them by 3 %): there the norms of all parts' gradients are compared instead.
     """
     phases = tuple(dataclasses.replace(p, optim=dataclasses.replace(p.optim, learning_rate=1.0, schedule="constant"))
                    for p in of.config.phases)
     of = dataclasses.replace(of, config=dataclasses.replace(of.config, phases=phases))
     with jax.default_device(_host()):
-        reference, loss = _update(of, "float32", kind, model, batch, _host())
+        reference, loss = _learned(of, "float32", kind, model, batch, _host())
+    what = "norms" if kind == "joint" else "update"
     for variant in variants:
         dtype, precision, limit, gradient_limit = VARIANTS[variant]
         with jax.default_matmul_precision(precision):
-            found, found_loss = _update(of, dtype, kind, model, batch, jax.local_devices()[0])
+            found, found_loss = _learned(of, dtype, kind, model, batch, jax.local_devices()[0])
         yield Check(f"{kind} step, loss", variant, relative_error(found_loss, loss), limit)
-        yield Check(f"{kind} step, update", variant, relative_error(found, reference), gradient_limit)
+        yield Check(f"{kind} step, {what}", variant, relative_error(found, reference), max(gradient_limit, 5e-3 * (what == "norms")))
 
 
 def beam_search(beam: int, of: Settings, model: tuple, variants: list[str], batch: int) -> Iterator[Check]:
@@ -156,12 +159,15 @@ def _logits(of: Settings, dtype: str, params: PyTree, features_BPF: np.ndarray, 
     return _in(dtype, captioner.logits, params, features_BPF, inputs_BT)
 
 
-def _update(of: Settings, dtype: str, kind: str, model: tuple, batch: int, device: jax.Device) -> tuple[PyTree, float]:
+def _learned(of: Settings, dtype: str, kind: str, model: tuple, batch: int, device: jax.Device) -> tuple[PyTree, float]:
+    """What a step changes, or of a joint one the norms of its gradient's parts; and its loss."""
     config = configs.change(of.config, {"encoder.dtype": dtype, "decoder.dtype": dtype})
     captioner = captioners.build(config, of.vocabulary)
     step = workload.Step(KINDS[kind], dataclasses.replace(of, config=config), captioner, *model[1:], batch, devices=[device])
-    loss = step.loss(step())
-    return jax.tree.map(lambda new, old: np.asarray(new) - old, step.params, model[1]), loss
+    reported = step()
+    if kind == "joint":
+        return reported.norms, step.loss(reported)
+    return jax.tree.map(lambda new, old: np.asarray(new) - old, step.params, model[1]), step.loss(reported)
 
 
 def checks(of: Settings, *, tiny: bool) -> Iterator[Check]:

@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -35,14 +36,19 @@ class Peak:
     gb_per_s: float
 
 
-# The makers' datasheets, by a part of `jax.Device.device_kind`; the first that fits counts.
+# The makers' datasheets, by words in `jax.Device.device_kind`; the first that fits counts.
 PEAKS = {
+    "GH200": Peak(494, 989, 4000),
+    "H200 NVL": Peak(418, 835, 4800),
     "H200": Peak(494, 989, 4800),
     "H100 PCIe": Peak(378, 756, 2000),
+    "H100 NVL": Peak(418, 835, 3900),
     "H100": Peak(494, 989, 3350),
     "A100-SXM4-80GB": Peak(156, 312, 2039),
+    "A100 80GB PCIe": Peak(156, 312, 1935),
     "A100": Peak(156, 312, 1555),
     "L40S": Peak(183, 362, 864),
+    "L40": Peak(90.5, 181, 864),
     "L4": Peak(60, 121, 300),
     "RTX 4090": Peak(82.6, 165, 1008),
     "RTX 3090": Peak(35.6, 71, 936),
@@ -57,7 +63,7 @@ PEAKS = {
 
 def peak(device_kind: str) -> Peak | None:
     """The device's peak, None where it is not in the table (as for CPUs)."""
-    return next((values for name, values in PEAKS.items() if name in device_kind), None)
+    return next((values for name, values in PEAKS.items() if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", device_kind)), None)
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,7 @@ def main(argv: list[str] | None = None) -> int:
 
     paths = find(arguments.photos)
     parallel.initialize()
+    parallel.one_host()
     run = options.load(arguments)
     settings = options.search(run.config, arguments).search
     if arguments.top > settings.beam:

@@ -78,7 +78,7 @@ class Attention:
 
     size: int = 512  # width in which the hidden state and every position are compared
     project: int = 0  # a dense layer of this width with a ReLU comes before (the attention tutorial: 256); 0 is none
-    start: Literal["mean", "zero"] = "mean"  # first state: from the mean of all positions, or zero (the tutorial)
+    start: Literal["mean", "zero"] = "mean"  # first state: from the mean of all positions, or zero (the tutorial); also image="every"
     gate: bool = False  # what is seen is scaled by β = σ(w·h)
     dropout: float = 0.0  # of the attention weights
     doubly_stochastic: float = 0.0  # weight of Σ (1 − Σ_t α)² a caption: every position should be looked at once
@@ -90,7 +90,8 @@ class Decoder:
 
     name: Literal["lstm", "gru"] = "lstm"
     layers: int = 1
-    image: Literal["first", "attention"] = "first"  # the photo is the step before the first word, or every word looks at it
+    # The photo is the step before the first word, or read with every word, or every word looks at its map.
+    image: Literal["first", "every", "attention"] = "first"
     attention: Attention = field(default_factory=Attention)
     embedding: int = 512
     hidden: int = 512
@@ -98,7 +99,7 @@ class Decoder:
     forget_bias: float = 1.0  # of an LSTM
     output_tanh: bool = True  # false: h = o · c, as NIC 2014 has it (arXiv 1411.4555, eq. 8)
     biases: bool = True  # of the gates; false is NIC 2014's
-    deep_output: bool = False  # attention: logits from word, hidden state and what is seen (Xu et al. 2015, eq. 7)
+    deep_output: bool = False  # logits from word, hidden state and what is seen (Xu et al. 2015, eq. 7); not image="first"
     tied: bool = False  # words are written with the matrix that they are read with
     init_scale: float = 0.08  # parameters start uniform in ±init_scale
     standardize: bool = False  # features to zero mean and one scale, by the training photos' statistics
@@ -297,7 +298,11 @@ def check(config: Config) -> Config:
                         "the decoder, without augmentation or with augment.views; or go on from a run that has them (start=RUN)")
     decoder = config.decoder
     if decoder.image == "first" and (decoder.deep_output or decoder.attention != Attention()):
-        raise UserError("decoder.attention and decoder.deep_output need decoder.image=attention; with 'first' nothing is attended to")
+        raise UserError("decoder.attention and decoder.deep_output need decoder.image=attention (or, deep_output and attention.start, "
+                        "every); with 'first' words see no photo")
+    if decoder.image == "every" and decoder.attention != Attention(start=decoder.attention.start):
+        raise UserError("decoder.image=every attends to nothing: of decoder.attention only start means something to it; "
+                        "use decoder.image=attention for the rest")
     if decoder.tied and not decoder.deep_output and decoder.embedding != decoder.hidden:
         raise UserError(f"decoder.tied writes words with the matrix they are read with, so decoder.embedding {decoder.embedding} and "
                         f"decoder.hidden {decoder.hidden} must be equal (or decoder.deep_output=true)")
@@ -311,8 +316,8 @@ def check(config: Config) -> Config:
             raise UserError(f"phases.{i} trains only the decoder, so its batch_norm must be 'inference', "
                             f"not {phase.batch_norm!r}")
         if phase.objective == "words" and decoder.image != "first":
-            raise UserError(f"phases.{i}.objective=words needs decoder.image=first: it trains the photo's embedding, which attention "
-                            "does not have")
+            raise UserError(f"phases.{i}.objective=words needs decoder.image=first: it trains the photo's embedding, which "
+                            f"{decoder.image!r} does not have")
         if phase.objective == "reward":
             if not decoder_trained:
                 raise UserError(f"phases.{i}.objective=reward learns from captions that the decoder draws, so a phase with "
@@ -345,5 +350,6 @@ def encoder_size(config: Config) -> int:
 
 def decoder_name(config: Config) -> str:
     """The decoder in a few words, as in "2-layer gru with attention"."""
+    image = {"first": "", "every": " with the photo at every word", "attention": " with attention"}[config.decoder.image]
     layers = f"{config.decoder.layers}-layer " if config.decoder.layers > 1 else ""
-    return f"{layers}{config.decoder.name}{' with attention' if config.decoder.image == 'attention' else ''}"
+    return f"{layers}{config.decoder.name}{image}"

@@ -144,6 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     with_java = java.NAMES if "all" in arguments.metrics else tuple(dict.fromkeys(arguments.metrics))
     java.check(with_java)
     parallel.initialize()
+    parallel.one_host()
     run = options.load(arguments)
     if arguments.claims and run.joined:
         raise UserError("--claims measures one run, so it cannot be combined with --with")

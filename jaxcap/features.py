@@ -80,7 +80,7 @@ def cache_path(split: Split, configuration: configs.Config, params: PyTree, batc
 
 
 def _kind(configuration: configs.Config) -> str:
-    return "pooled" if configuration.decoder.image == "first" else "map float16"
+    return "map float16" if configuration.decoder.image == "attention" else "pooled"
 
 
 def find(split: Split, configuration: configs.Config, params: PyTree, batch_stats: PyTree) -> np.ndarray | None:
@@ -119,18 +119,26 @@ def _compute(path: Path, split: Split, configuration, captioner, params, batch_s
                                              shape=(len(split) * views, *one.shape[1:]))
     features_NVPF = features_NPF.reshape(len(split), views, *one.shape[1:])
     params, batch_stats = parallel.replicate(({"encoder": params["encoder"]}, batch_stats))
+
+    def write(seen: list[jax.Array], first: int, real: int) -> None:
+        for view, features_BPF in enumerate(seen):
+            features_NVPF[first:first + real, view] = np.asarray(features_BPF)[:real]
+        features_NPF.flush()
+        count.write_text(str(first + real))
+        bar.update(real)
+
+    pending = None
     with progress.bar(f"features of {split.name}", len(split), initial=done) as bar:
         for image_BHWC, real in photo_batches(split, batch_size, done):
             image_BHWC = parallel.shard(image_BHWC)
-            features_NVPF[done:done + real, 0] = np.asarray(encode(params, batch_stats, image_BHWC))[:real]
-            for view in range(1, views):
-                key = jax.random.fold_in(jax.random.PRNGKey(view), done)
-                features_NVPF[done:done + real, view] = np.asarray(distorted(params, batch_stats, image_BHWC, key))[:real]
+            keys = [jax.random.fold_in(jax.random.PRNGKey(view), done) for view in range(1, views)]
+            seen = [encode(params, batch_stats, image_BHWC), *(distorted(params, batch_stats, image_BHWC, key) for key in keys)]
+            if pending:  # one batch late, so that the device goes on while the host writes
+                write(*pending)
+            pending = seen, done, real
             done += real
-            bar.update(real)
-            features_NPF.flush()
-            count.write_text(str(done))
-    del features_NPF, features_NVPF
+        if pending:
+            write(*pending)
     os.replace(partial, path)
     count.unlink(missing_ok=True)
 

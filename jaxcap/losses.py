@@ -49,7 +49,7 @@ def chunked(tokens: int) -> tuple[int, int]:
 
 
 def _logits(outputs: Array, kernel_WV: Array, bias_V: Array) -> Array:
-    return (products.matmul(outputs, kernel_WV) + bias_V).astype(jnp.float32)
+    return (products.summed(outputs, kernel_WV) + bias_V).astype(jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxcap.config import Optim, Phase
@@ -36,6 +37,11 @@ def schedule(optim: Optim, total_steps: int, steps_per_epoch: float) -> optax.Sc
         return main
     warmup = optax.linear_schedule(0.0, optim.learning_rate, optim.warmup_steps)
     return optax.join_schedules([warmup, main], [optim.warmup_steps])
+
+
+def rates(learning_rate: optax.Schedule, total_steps: int) -> np.ndarray:
+    """The schedule's value at every step, on the host. Asked for while steps wait in line, a device answers after them."""
+    return np.asarray(jax.vmap(learning_rate)(jnp.arange(total_steps)))
 
 
 def own_words(phase: Phase, first_step: int, total_steps: int) -> Callable[[jax.Array], jax.Array] | None:

@@ -38,6 +38,14 @@ def initialize() -> None:
             process_id=int(os.environ["JAX_PROCESS_ID"]) if "JAX_PROCESS_ID" in os.environ else None)
 
 
+def one_host() -> None:
+    """Raises `UserError` in a process that has joined others: steps and checkpoints know several hosts, scoring, cached features and
+    the files of a run do not yet."""
+    if jax.process_count() > 1:
+        raise UserError(f"this is one of {jax.process_count()} processes that JAX_COORDINATOR_ADDRESS has joined, and commands know one only "
+                        "as yet; unset it: one process drives all devices of its host")
+
+
 class Parallel:
     """Places arrays on the devices of a run and wraps its functions.
 
@@ -47,6 +55,8 @@ class Parallel:
     """
 
     def __init__(self, mode: str = "shard_map", devices: list | None = None):
+        if mode == "pmap" and jax.process_count() > 1:
+            raise UserError("parallel=pmap knows the devices of one host; use parallel=shard_map for several")
         self.mode = mode
         self.mesh = Mesh(np.array(devices or jax.devices()), (AXIS,))
         self._paced: PyTree = None
@@ -72,12 +82,12 @@ class Parallel:
         """Waits, on CPUs, for the step before the one that will report `reported`, so that one runs and one waits in line.
 
         A CPU takes memory for every step in line, and virtual devices with many may wait for each other for ever. What steps
-        have freed is handed back where it becomes too much. Elsewhere steps line up freely.
+        have freed on the host is handed back where it becomes too much. Elsewhere steps line up freely.
         """
         if self.platform == "cpu":
             jax.block_until_ready(self._paced)
             self._paced = reported
-            memory.relieve()
+        memory.relieve()
 
     def replicate(self, tree: PyTree) -> PyTree:
         """`tree` whole on every device."""
@@ -113,10 +123,9 @@ class Parallel:
         devices = list(self.mesh.devices.flat)
         mapped = jax.pmap(function, axis_name=AXIS, devices=devices, in_axes=tuple(0 if c else None for c in in_sharded),
                           out_axes=out_axes, donate_argnums=donate)
-        local = jax.local_device_count() if jax.process_count() > 1 else len(devices)
 
         def call(*arguments):
-            cut = lambda x: x.reshape(local, -1, *x.shape[1:])
+            cut = lambda x: x.reshape(len(devices), -1, *x.shape[1:])
             join = lambda x: x.reshape(-1, *x.shape[2:])
             arguments = [jax.tree.map(cut, a) if c else a for a, c in zip(arguments, in_sharded, strict=True)]
             results = mapped(*arguments)

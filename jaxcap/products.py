@@ -37,6 +37,11 @@ def matmul(x: Array, kernel_IJ: Array) -> Array:
     return _matmul(x, kernel_IJ) if _rounds(x, kernel_IJ) else x @ kernel_IJ
 
 
+def summed(x: Array, kernel_IJ: Array) -> Array:
+    """As `matmul`, of float32 where x is bfloat16: logits rounded to bfloat16 tie for the likeliest word in 3 rows of 100."""
+    return _summed(x, kernel_IJ) if x.dtype == jnp.bfloat16 else matmul(x, kernel_IJ)
+
+
 def back(d_y: Array, kernel_IJ: Array) -> Array:
     """The gradient [..., I] of x in `matmul`, for gradients that are written out."""
     if not _rounds(d_y, kernel_IJ):
@@ -74,3 +79,15 @@ def _backward(saved, d_y):
 
 
 _matmul.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def _summed(x, kernel_IJ):
+    return jnp.matmul(x, kernel_IJ, preferred_element_type=jnp.float32)
+
+
+def _summed_backward(saved, d_y):  # else the products of the gradient would be float32's
+    return _backward(saved, d_y.astype(saved[0].dtype))
+
+
+_summed.defvjp(lambda x, kernel_IJ: (_summed(x, kernel_IJ), (x, kernel_IJ)), _summed_backward)

@@ -89,7 +89,7 @@ def run_phase(session: Session, state: TrainState, number: int, total: int, posi
     phase = config.phases[number]
     per_epoch = pipeline.per_epoch(session.examples, config.batch_size)
     learning_rate = optim.schedule(phase.optim, total, per_epoch)
-    optimizer = optim.optimizer(phase.optim, learning_rate)
+    optimizer, rates = optim.optimizer(phase.optim, learning_rate), optim.rates(learning_rate, total)
     trainable, _ = optim.split_params(state.params, phase)
     state = state._replace(opt_state=devices.replicate(jax.jit(optimizer.init)(trainable)))
     if position["step"]:
@@ -122,7 +122,7 @@ def run_phase(session: Session, state: TrainState, number: int, total: int, posi
         waiting.clear()
         check_finite(read, first + done, session)
         log.training(first + done, [float(m.loss) for m in read], epoch=round(done / per_epoch, 4), phase=phase.name,
-                     learning_rate=float(learning_rate(done - 1)), grad_norm=float(read[-1].norm),
+                     learning_rate=float(rates[done - 1]), grad_norm=float(read[-1].norm),
                      **({"reward": float(np.mean([m.reward for m in read]))} if phase.objective == "reward" else {}))
 
     done = reported = position["phase_step"]
@@ -223,6 +223,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     parallel.initialize()
+    parallel.one_host()
     directory = arguments.resume or arguments.run_dir or Path("runs") / f"{configuration.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if (directory / "config.json").exists():
         before = runs.read_config(directory)

@@ -26,6 +26,11 @@ def factors(hlo: str) -> Iterator[tuple[str, str, str]]:
     return (match.groups() for match in _HEAVY.finditer(hlo))
 
 
+def of_float32(hlo: str) -> bool:
+    """Whether some product over the vocabulary's 60 words is summed in float32."""
+    return bool(re.search(r"stablehlo\.dot_general.* -> tensor<(?:\d+x)+60xf32>", hlo))
+
+
 @pytest.fixture
 def on_gpu(monkeypatch):
     """What depends on the processor when a captioner is built, as where JAX runs on a GPU."""
@@ -57,8 +62,10 @@ def test_every_step_lowers_for_gpus_and_tpus_with_no_product_in_another_arithmet
     step = workload.Step(ALL[kind], of, *model(of), 8, devices=jax.devices()[:2])
     short = {"float32": "f32", "bfloat16": "bf16"}[dtype]
     for platform in ("cuda", "tpu"):
-        found = list(factors(step.lower(platform).as_text()))
+        hlo = step.lower(platform).as_text()
+        found = list(factors(hlo))
         assert {factor for _, *types in found for factor in types} == {short}
+        assert of_float32(hlo)  # the logits, whatever their factors are
         convolutions = sum(operation == "convolution" for operation, *_ in found)
         # Lite0 has 49: 1×1 and depthwise ones too, which CPUs compute otherwise. Learning takes two more for each, but one for
         # the first, whose input is the photo.
@@ -75,6 +82,8 @@ def test_every_search_lowers_for_gpus_and_tpus_with_no_product_in_another_arithm
     decode = jax.jit(inference.decoder(captioner, asked, configs.encoder_size(of.config), Parallel("shard_map", jax.devices()[:2])))
     traced = decode.trace(params, batch_stats, jnp.zeros((4, 36, 36, 3), jnp.uint8))
     for platform in ("cuda", "tpu"):
-        found = list(factors(traced.lower(lowering_platforms=(platform,)).as_text()))
+        hlo = traced.lower(lowering_platforms=(platform,)).as_text()
+        found = list(factors(hlo))
         assert {factor for _, *types in found for factor in types} == {"bf16"}
+        assert of_float32(hlo)  # rounded logits would tie
         assert sum(operation == "convolution" for operation, *_ in found) == 49

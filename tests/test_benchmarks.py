@@ -268,6 +268,11 @@ def test_time_calls_counts_and_warms_up():
 def test_peaks():
     assert timing.peak("NVIDIA H100 80GB HBM3").gb_per_s == 3350 and timing.peak("NVIDIA H100 PCIe").gb_per_s == 2000
     assert timing.peak("NVIDIA L40S").bfloat16 == 362 and timing.peak("cpu") is None
+    # A name within another is another card.
+    assert timing.peak("NVIDIA L40").bfloat16 == 181 and timing.peak("NVIDIA L4").bfloat16 == 121
+    assert timing.peak("NVIDIA RTX A1000") is None and timing.peak("NVIDIA GH200 480GB").gb_per_s == 4000
+    assert timing.peak("NVIDIA H100 NVL").gb_per_s == 3900 and timing.peak("NVIDIA H200 NVL").bfloat16 == 835
+    assert [timing.peak(f"NVIDIA {card}").gb_per_s for card in ("A100-SXM4-40GB", "A100-SXM4-80GB", "A100 80GB PCIe")] == [1555, 2039, 1935]
 
 
 def test_correctness_notices_what_is_wrong():

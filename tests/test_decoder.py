@@ -116,9 +116,11 @@ VARIANTS = {
     "attention tutorial": {"image": "attention", "cell": "gru", "attention_project": 3, "attention_start": "zero"},
     "show attend tell": {"image": "attention", "attention_gate": True, "deep_output": True, "tied": True},
     "attention, three layers": {"image": "attention", "layers": 3, "standardize": True},
+    "every word": {"image": "every", "standardize": True}, "every word, from zero": {"image": "every", "attention_start": "zero"},
+    "every word, deep": {"image": "every", "cell": "gru", "layers": 2, "deep_output": True},
 }
 every = pytest.mark.parametrize("variant", VARIANTS)
-kinds = pytest.mark.parametrize("variant", ["lstm", "gru, two layers", "show attend tell", "attention, three layers"])
+kinds = pytest.mark.parametrize("variant", ["lstm", "gru, two layers", "show attend tell", "attention, three layers", "every word, deep"])
 
 
 def made(variant: str, **options):

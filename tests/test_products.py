@@ -49,6 +49,23 @@ def test_of_one_type_it_is_the_plain_product(dtype):
     assert products.matmul(x, kernel_IJ).dtype == dtype and products.into_kernel(x, x, kernel_IJ).dtype == jnp.float32
 
 
+def test_logits_are_summed_in_float32_where_their_factors_are_bfloat16():
+    random = np.random.default_rng(0)
+    x, kernel_IJ, d_y = (jnp.asarray(random.standard_normal(shape), dtype) for shape, dtype in (
+        ((2, 3, 64), jnp.bfloat16), ((64, 500), jnp.bfloat16), ((2, 3, 500), jnp.float32)))
+    y, pull = jax.vjp(products.summed, x, kernel_IJ)
+    d_x, d_kernel_IJ = pull(d_y)
+    exact, exact_pull = jax.vjp(jnp.matmul, x.astype(jnp.float32), kernel_IJ.astype(jnp.float32))
+    exact_d_x, exact_d_kernel_IJ = exact_pull(near_bfloat16(d_y))
+    assert y.dtype == jnp.float32 and d_x.dtype == d_kernel_IJ.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y, exact, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(d_x.astype(jnp.float32), exact_d_x, rtol=2e-2, atol=5e-2)
+    np.testing.assert_allclose(d_kernel_IJ.astype(jnp.float32), exact_d_kernel_IJ, rtol=2e-2, atol=2e-2)
+    assert np.abs(products.matmul(x, kernel_IJ).astype(jnp.float32) - exact).max() > 1e-2  # what rounding would have cost
+    plain = jnp.ones((2, 3), jnp.float32)
+    np.testing.assert_array_equal(products.summed(plain, jnp.ones((3, 4))), plain @ jnp.ones((3, 4)))
+
+
 def test_only_cpus_keep_activations_in_float32_and_only_some_round_factors(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     for has, kernels in ((True, jnp.bfloat16), (False, None)):

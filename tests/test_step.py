@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
-from jaxcap import losses, optim, parallel
+from jaxcap import caption, evaluate, losses, optim, parallel, train
 from jaxcap import step as steps
 from jaxcap.captioner import Captioner
 from jaxcap.config import Augment, Optim, Phase
@@ -275,3 +276,22 @@ def test_a_step_with_its_loss_in_chunks_is_the_step(mode, monkeypatch):
     chunked = run(mode, 2, FROZEN, batch_of(), times=1)
     compiled.cache_clear()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole, chunked)
+
+
+@pytest.mark.parametrize("options", [{"schedule": "constant"}, {"schedule": "cosine", "warmup_steps": 3}, {"schedule": "staircase", "decay_epochs": 0.5}])
+def test_rates_on_the_host_are_those_of_the_schedule(options):
+    learning_rate = optim.schedule(Optim(learning_rate=0.3, **options), 12, 4)
+    rates = optim.rates(learning_rate, 12)
+    assert isinstance(rates, np.ndarray)  # asked of a device, each would wait for the steps in line
+    np.testing.assert_allclose(rates, [float(learning_rate(step)) for step in range(12)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("command", [train, evaluate, caption])
+def test_commands_refuse_to_be_one_of_several_processes(command, monkeypatch, tmp_path):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    words = {train: [], evaluate: [str(tmp_path)], caption: [str(tmp_path), str(tmp_path)]}[command]
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    with pytest.raises(UserError, match="one of 2 processes .* unset it"):
+        command.main(words)
+    with pytest.raises(UserError, match="parallel=pmap knows the devices of one host"):
+        parallel.Parallel("pmap")

@@ -165,5 +165,5 @@ scan.defvjp(_forward, _backward)
 
 def doubly_stochastic(weights_BTP: Array, mask_BT: Array) -> Array:
     """Σ over photos and positions of (1 − Σ_t α)²: every position should be looked at once in a caption (Xu et al. 2015, eq. 14)."""
-    looked_BP = jnp.sum(weights_BTP * mask_BT[:, :, None], axis=1)
+    looked_BP = jnp.sum(weights_BTP.astype(jnp.float32) * mask_BT[:, :, None], axis=1)
     return jnp.sum(jnp.square(1.0 - looked_BP))

@@ -1,12 +1,12 @@
-"""The language model that writes captions: LSTM or GRU, one layer or more, shown the photo first or attending to it.
+"""The language model that writes captions: LSTM or GRU, one layer or more, shown the photo first, with every word, or attending to it.
 
 Image first is Show and Tell (Vinyals et al. 2014, arXiv 1411.4555, and 2016, arXiv 1609.06647): the photo is the input of a step
-before the first word. Attention is Show, Attend and Tell (Xu et al. 2015, arXiv 1502.03044): before every word the first layer
-looks at the map. Sizes and initial values are im2txt's; an LSTM's gates stand in its order i, j, f, o, in one matrix over
+before the first word. With every word the photo is read again (Mao et al. 2014, arXiv 1412.6632; Donahue et al. 2014, arXiv
+1411.4389). Attention is Show, Attend and Tell (Xu et al. 2015, arXiv 1502.03044): before every word the first layer looks at the map. Sizes and initial values are im2txt's; an LSTM's gates stand in its order i, j, f, o, in one matrix over
 [input, hidden], so that its checkpoints fit unchanged.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,6 +21,14 @@ from jaxcap.decoders.dropout import Kept, times
 PyTree = Any
 
 
+class Shown(NamedTuple):
+    """What a photo that is read with every word adds, the same for all words: to the first layer's gates [B, G], and to what logits
+    are made of [B, E] (None without deep output)."""
+
+    gates_BG: Array
+    output_BE: Array | None
+
+
 class Decoder(nn.Module):
     """The language model.
 
@@ -28,7 +36,8 @@ class Decoder(nn.Module):
       vocabulary: V, ids that can be read and written.
       features: F, channels of the encoder's features.
       cell: "lstm" or "gru"; layers: how many are stacked.
-      image: "first": the mean of all positions is the step before the first word; "attention": every word looks at the map.
+      image: "first": the mean of all positions is the step before the first word; "every": that mean is read with every word, and
+        no step comes before; "attention": every word looks at the map.
       embedding: E, width of word and image embeddings.
       hidden: D, units of a layer.
       dropout: share of the input and of every layer's outputs set to zero in training, the image step included.
@@ -42,8 +51,9 @@ class Decoder(nn.Module):
       attention_project: the map passes a dense layer of this width and a ReLU first (the attention tutorial's encoder); 0: none.
       attention_gate: scale what is seen by β = σ(w·h) (Xu et al. 2015, section 4.2.1).
       attention_dropout: share of the attention weights set to zero in training.
-      attention_start: "mean": the first layer starts from tanh of a dense layer of the mean feature (Xu et al.); "zero".
-      deep_output: logits from word, hidden state and what was seen, L_o (E y + L_h h + L_z z) (Xu et al. 2015, eq. 7).
+      attention_start: "mean": the first layer starts from tanh of a dense layer of the mean feature (Xu et al.); "zero". Also of a
+        photo read with every word.
+      deep_output: logits from word, hidden state and what was seen, L_o (E y + L_h h + L_z z) (Xu et al. 2015, eq. 7). Likewise.
       dtype: of the arithmetic; parameters and logits are float32. kernel_dtype: of kernels, if another (`jaxcap.products`).
     """
 
@@ -51,7 +61,7 @@ class Decoder(nn.Module):
     features: int
     cell: Literal["lstm", "gru"] = "lstm"
     layers: int = 1
-    image: Literal["first", "attention"] = "first"
+    image: Literal["first", "every", "attention"] = "first"
     embedding: int = 512
     hidden: int = 512
     dropout: float = 0.3
@@ -84,7 +94,7 @@ class Decoder(nn.Module):
         if self.image == "first":
             self.image_embedding = self.param("image_embedding", uniform, (self.features, self.embedding))
         else:
-            if self.attention_project:
+            if self.image == "attention" and self.attention_project:
                 values = self.attention_project
                 self.project_kernel = self.param("project_kernel", nn.initializers.he_normal(), (self.features, values))
                 self.project_bias = self.param("project_bias", zeros, (values,))
@@ -92,6 +102,7 @@ class Decoder(nn.Module):
                 states = len(self.unit.start(jnp.zeros((1, 1))))
                 self.start_kernel = self.param("start_kernel", uniform, (values, states * self.hidden))
                 self.start_bias = self.param("start_bias", zeros, (states * self.hidden,))
+        if self.image == "attention":
             self.key_kernel = self.param("key_kernel", nn.initializers.lecun_normal(), (values, self.attention_size))
             self.key_bias = self.param("key_bias", zeros, (self.attention_size,))
             self.query_kernel = self.param("query_kernel", nn.initializers.lecun_normal(), (self.hidden, self.attention_size))
@@ -100,7 +111,7 @@ class Decoder(nn.Module):
                 self.gate_kernel = self.param("gate_kernel", uniform, (self.hidden, 1))
                 self.gate_bias = self.param("gate_bias", zeros, (1,))
         self.word_embedding = self.param("word_embedding", uniform, (self.vocabulary, self.embedding))
-        first = self.embedding + (values if self.image == "attention" else 0)
+        first = self.embedding + (values if self.image != "first" else 0)
         kernels, biases, recurrent_biases = [], [], []
         for layer in range(self.layers):
             name = f"{self.cell}{layer or ''}"  # lstm_kernel, lstm1_kernel, …
@@ -146,7 +157,7 @@ class Decoder(nn.Module):
     def projection(self) -> tuple[Array, Array]:
         """The matrix [W, V] and the bias [V] that make logits of `outputs`."""
         kernel = self.word_embedding.T if self.tied else self.logits_kernel
-        return self._factor(kernel), self.logits_bias.astype(self.dtype)
+        return self._factor(kernel), self.logits_bias
 
     def _forced(self, features_BPF: Array, words_TBE: Array, captions: int, kept: Kept) -> tuple[Array, Array | None]:
         """The last layer's hidden states [T, B, D] and what was seen [T, B, F]: only the recurrences are inside scans."""
@@ -154,11 +165,16 @@ class Decoder(nn.Module):
             image_BE = jnp.repeat(self._image(features_BPF), captions, axis=0)
             sequence, seen_TBF = jnp.concatenate([image_BE[None], words_TBE]), None
             sequence = times(sequence, kept.input)
+        elif self.image == "every":
+            shown, state = jax.tree.map(lambda x: jnp.repeat(x, captions, axis=0), self._show(features_BPF))
+            x_TBG = self._words_input(times(words_TBE, kept.input)) + shown.gates_BG
+            sequence = cells.scan(self.unit.step, x_TBG, self._recurrent(0), self._recurrent_bias(0), state)
+            seen_TBF = shown.output_BE  # projected, and the same for all words
         else:
             context, state = self._look(features_BPF)
             state = jax.tree.map(lambda x: jnp.repeat(x, captions, axis=0), state)
             sequence, seen_TBF = self._attended(context, state, times(words_TBE, kept.input), kept.attention)
-        for layer in range(int(self.image == "attention"), self.layers):
+        for layer in range(int(self.image != "first"), self.layers):
             if layer:
                 sequence = times(sequence, kept.after(layer - 1))
             x_TBG = self._input(sequence, layer)
@@ -169,7 +185,7 @@ class Decoder(nn.Module):
 
     def _attended(self, context: Context, state: PyTree, words_TBE: Array, kept_TBP: Array | None) -> tuple[Array, Array]:
         """The first layer's hidden states [T, B, D] and what it saw [T, B, F]."""
-        x_TBG = self._plus_bias(products.matmul(words_TBE, self._kernel(0)[:self.embedding]), 0)
+        x_TBG = self._words_input(words_TBE)
         hidden_TBD, seen_TBF, weights_TBP = attention.scan(
             self.unit.step, self._attention_weights(), context, state, x_TBG, kept_TBP)
         self.sow("attention", "weights", weights_TBP.swapaxes(0, 1))
@@ -229,12 +245,12 @@ class Decoder(nn.Module):
         A softmax over all words, as Joulin et al. 2016 (arXiv 1511.02251) train encoders on captions. Image first only.
         """
         embedding_VE = self.word_embedding.astype(self.dtype)
-        return (self._image(self._standardized(features_BPF)) @ embedding_VE.T).astype(jnp.float32) + self.logits_bias
+        return products.summed(self._image(self._standardized(features_BPF)), embedding_VE.T) + self.logits_bias
 
     def _begin(self, features_BPF: Array, kept: Kept) -> tuple[PyTree, PyTree]:
         """`start` of standardized features."""
-        if self.image == "attention":
-            context, state = self._look(features_BPF)
+        if self.image != "first":
+            context, state = self._look(features_BPF) if self.image == "attention" else self._show(features_BPF)
             zeros = jax.tree.map(lambda x: cells.zeros_like(x, x), state)
             return context, (state, *[zeros] * (self.layers - 1))
         kept = jax.tree.map(lambda x: x[0], kept._replace(output=None))
@@ -252,12 +268,16 @@ class Decoder(nn.Module):
             if layer:
                 x = times(x, kept.after(layer - 1))
             if layer == 0 and self.image == "attention":
-                x_NG = self._plus_bias(products.matmul(x, self._kernel(0)[:self.embedding]), 0)
                 state, seen_NF, weights_NP = attention.step(
-                    self.unit.step, self._attention_weights(), context, state, x_NG, kept.attention)
+                    self.unit.step, self._attention_weights(), context, state, self._words_input(x), kept.attention)
             else:
+                if layer == 0 and self.image == "every":
+                    shown = jax.tree.map(lambda x_B: jnp.repeat(x_B, len(x) // len(x_B), axis=0), context)
+                    x_NG, seen_NF = self._words_input(x) + shown.gates_BG, shown.output_BE
+                else:
+                    x_NG = self._input(x, layer)
                 h_NG = cells.from_hidden(state.hidden_BD, self._recurrent(layer), self._recurrent_bias(layer))
-                state = self.unit.step(self._input(x, layer), h_NG, state)
+                state = self.unit.step(x_NG, h_NG, state)
             new.append(state)
             x = state.hidden_BD
         return tuple(new), x, seen_NF, weights_NP
@@ -265,7 +285,7 @@ class Decoder(nn.Module):
     # --- parts -------------------------------------------------------------------------------------------------------
 
     def _standardized(self, features_BPF: Array) -> Array:
-        if self.image == "first":
+        if self.image != "attention":
             features_BPF = features_BPF.astype(jnp.float32).mean(axis=1, keepdims=True)
         if self.standardize:
             mean_F, scale_F = jax.lax.stop_gradient((self.feature_mean, self.feature_scale))
@@ -285,12 +305,22 @@ class Decoder(nn.Module):
             values_BPF = products.matmul(values_BPF, self._factor(self.project_kernel))
             values_BPF = nn.relu(values_BPF + self.project_bias.astype(self.dtype))
         keys_BPA = products.matmul(values_BPF, self._factor(self.key_kernel)) + self.key_bias.astype(self.dtype)
-        zeros_BD = jnp.zeros((values_BPF.shape[0], self.hidden), self.dtype)
-        state = self.unit.start(cells.zeros_like(zeros_BD, keys_BPA))
+        return Context(values_BPF, keys_BPA), self._first_state(values_BPF.mean(axis=1))
+
+    def _show(self, features_B1F: Array) -> tuple[Shown, PyTree]:
+        """What the photo adds to every word, and the first layer's state before the first one."""
+        mean_BF = features_B1F[:, 0]
+        output_BE = products.matmul(mean_BF, self._factor(self.seen_output)) if self.deep_output else None
+        gates_BG = products.matmul(mean_BF, self._kernel(0)[self.embedding:-self.hidden])
+        return Shown(gates_BG, output_BE), self._first_state(mean_BF)
+
+    def _first_state(self, mean_BF: Array) -> PyTree:
+        zeros_BD = jnp.zeros((mean_BF.shape[0], self.hidden), self.dtype)
+        state = self.unit.start(cells.zeros_like(zeros_BD, mean_BF))
         if self.attention_start == "mean":
-            start = products.matmul(values_BPF.mean(axis=1), self._factor(self.start_kernel)) + self.start_bias.astype(self.dtype)
+            start = products.matmul(mean_BF, self._factor(self.start_kernel)) + self.start_bias.astype(self.dtype)
             state = type(state)(*jnp.split(jnp.tanh(start), len(state), axis=-1))
-        return Context(values_BPF, keys_BPA), state
+        return state
 
     def _attention_weights(self) -> attention.Weights:
         gate = (self._factor(self.gate_kernel), self.gate_bias.astype(self.dtype)) if self.attention_gate else ()
@@ -305,6 +335,10 @@ class Decoder(nn.Module):
 
     def _plus_bias(self, x: Array, layer: int) -> Array:
         return x if self.kernel_biases[layer] is None else x + self.kernel_biases[layer].astype(self.dtype)
+
+    def _words_input(self, words: Array) -> Array:
+        """The word's part of the first layer's gates, where what is seen has a part of its own."""
+        return self._plus_bias(products.matmul(words, self._kernel(0)[:self.embedding]), 0)
 
     def _input(self, x: Array, layer: int) -> Array:
         """The input's part of a layer's gates."""
@@ -327,11 +361,13 @@ class Decoder(nn.Module):
         if not self.deep_output:
             return hidden
         hidden = products.matmul(hidden, self._factor(self.hidden_output))
-        return words + hidden + products.matmul(seen, self._factor(self.seen_output))
+        if self.image == "attention":
+            seen = products.matmul(seen, self._factor(self.seen_output))
+        return words + hidden + seen
 
     def _write(self, outputs: Array) -> Array:
         kernel, bias = self.projection()
-        return (products.matmul(outputs, kernel) + bias).astype(jnp.float32)
+        return (products.summed(outputs, kernel) + bias).astype(jnp.float32)
 
     def _draw_kept(self, features_BPF: Array, inputs_BT: Array, train: bool) -> Kept:
         """What dropout keeps in this pass, the same for teacher forcing and scheduled sampling."""
