@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         epilog="Exit status 1 where the mean is below the goal.\n\n"
                "examples:\n"
                "  python -m benchmarks.speedrun --source flickr8k --seeds 0 1 2 --json speedrun.json\n"
-               "  python -m benchmarks.speedrun --source flickr8k --seeds 0 configs/flickr8k_lite2.py phases.0.epochs=3")
+               "  python -m benchmarks.speedrun configs/flickr8k_lite2.py phases.0.epochs=3 --source flickr8k --seeds 0")
     parser.add_argument("config", nargs="?", default=str(CONFIG), help="a page of configs/ (default: configs/flickr8k_speedrun.py)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="Flicker8k_Dataset/ and Flickr8k_text/")

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from jaxcap import parallel
+from jaxcap.errors import UserError
 
 REPEAT_S = 0.5  # a repeat goes on for about as long, at least one step
 SLOW_STEP_S = 2.0  # from here on a step is its own warm-up, and FEWEST repeats are enough
@@ -161,17 +162,22 @@ class ResultFile:
     """
 
     def __init__(self, path: Path | None, title: str):
+        if path is not None and path.is_dir():
+            raise UserError(f"--json {path} is a directory; name a file")
         self.path, self.result = path, {"title": title, "machine": machine(), "ok": True, "results": [], "table": []}
 
     def save(self, rows: Sequence[Sequence[str]], *, finished: bool = False) -> None:
         self.result["table"] = [list(row) for row in rows]
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(self.path.name + ".partial")
-        partial.write_text(json.dumps(self.result, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
-        if finished:
-            os.replace(partial, self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(self.result, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+            if finished:
+                os.replace(partial, self.path)
+        except OSError as error:
+            raise UserError(f"--json {self.path} cannot be written: {error.strerror or error}") from error
 
 
 def _processor() -> str:

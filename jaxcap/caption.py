@@ -1,11 +1,12 @@
 """Writes captions for photos: `python -m jaxcap.caption RUN photo … | folder`."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -71,16 +72,29 @@ def captions(run: runs.Run, settings: configs.Search, paths: list[Path], *,
                 yield path, image if isinstance(image, str) else next(written)
 
 
-def explained(explainer: explain.Explainer, path: Path, size: int, caption: str, directory: Path) -> Path:
-    """Writes the picture of a caption's maps and returns its path. Raises `UserError` if it cannot be written."""
+def explained(explainer: explain.Explainer, path: Path, size: int, caption: str, written: Path) -> None:
+    """Writes the picture of a caption's maps. Raises `UserError` if it cannot be written."""
     picture = explain.picture(explainer.explain(photos.load(path, size), caption))
-    written = directory / f"{path.stem}.explained.png"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        written.parent.mkdir(parents=True, exist_ok=True)
         picture.save(written)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            written.unlink(missing_ok=True)
         raise UserError(f"{written} cannot be written: {error.strerror or error}") from error
-    return written
+
+
+def explained_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each photo's picture, NAME.explained.png; photos of one name, from several folders, are numbered: NAME-2, NAME-3."""
+    names, taken = [], set()
+    for path in paths:
+        name, number = path.stem, 1
+        while name in taken:
+            number += 1
+            name = f"{path.stem}-{number}"
+        taken.add(name)
+        names.append(f"{name}.explained.png")
+    return names
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -111,14 +125,15 @@ def main(argv: list[str] | None = None) -> int:
         settings = dataclasses.replace(settings, beam=-(-arguments.top // settings.groups) * settings.groups)
     explainer = explain.Explainer(run) if arguments.explain else None
     skipped = 0
-    for path, found in captions(run, settings, paths, batch_size=arguments.batch_size):
+    for name, (path, found) in zip(explained_names(paths), captions(run, settings, paths, batch_size=arguments.batch_size)):
         if isinstance(found, str):
             skipped += 1
             print(f"skipped {path}: {found}", file=sys.stderr)
             continue
         best = found[:arguments.top]
         if arguments.explain:
-            written = explained(explainer, path, run.config.data.size, best[0].text, arguments.out)
+            written = arguments.out / name
+            explained(explainer, path, run.config.data.size, best[0].text, written)
         if arguments.json:
             line = {"photo": str(path), "captions": [dataclasses.asdict(caption) for caption in best]}
             print(json.dumps(line, ensure_ascii=False), flush=True)

@@ -41,6 +41,9 @@ class Checkpoints:
                     cleanup_tmp_directories=True))
         except OSError as error:
             raise UserError(f"cannot keep checkpoints in {directory}: {error}") from error
+        except ValueError as error:  # orbax reads every checkpoint's scores
+            raise UserError(f"a score file, */metrics/metrics in {directory}, is not valid JSON ({error}); "
+                            "delete the checkpoint that it belongs to") from error
 
     def steps(self) -> list[int]:
         """Steps that can be restored, oldest first."""

@@ -4,6 +4,7 @@ Nothing here has a second home: the run directory stores this description as `co
 the model from it. An unknown key, a wrong type or an impossible value raises `UserError` before anything is written.
 """
 
+import math
 import os
 import runpy
 import typing
@@ -103,6 +104,7 @@ class Decoder:
     tied: bool = False  # words are written with the matrix that they are read with
     init_scale: float = 0.08  # parameters start uniform in ±init_scale
     standardize: bool = False  # features to zero mean and one scale, by the training photos' statistics
+    deviations: float = 4.0  # that standardized features are divided by: so that a thousand of them do not drown the words
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -282,8 +284,13 @@ def check(config: Config) -> Config:
     for key in [k for k in values if k.endswith("dropout") or k.endswith("label_smoothing")]:
         if not 0 <= values[key] < 1:
             raise UserError(f"{key} must be in [0, 1), not {values[key]}")
-    if config.steps_per_dispatch < 0:
-        raise UserError(f"steps_per_dispatch must not be negative, not {config.steps_per_dispatch}")
+    for key in [k for k in values if not k.startswith("search.") and k != "decoder.forget_bias"]:
+        if isinstance(values[key], int | float) and not 0 <= values[key] < math.inf:
+            raise UserError(f"{key} must be a finite number that is not negative, not {values[key]}")
+    if not config.decoder.deviations:
+        raise UserError("decoder.deviations must be above 0: standardized features are divided by it")
+    if config.seed >= 2**32:
+        raise UserError(f"seed must be below 2 ** 32, not {config.seed}")
     if config.steps_per_dispatch > 1 and any(phase.objective == "reward" for phase in config.phases):
         raise UserError("steps_per_dispatch must be 0 or 1 where a phase's objective is 'reward': its captions are drawn step by step")
     if config.encoder.size > config.data.size:

@@ -1,5 +1,8 @@
 """What the person in front of the terminal did wrong, and how a command says so."""
 
+import io
+import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -13,12 +16,19 @@ class UserError(Exception):
 
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command's `main` and exits with its status: 2 and one sentence on a `UserError`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # of file names that are no text
     try:
         status = main() or 0
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
+    except BrokenPipeError:  # who read the output has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
     sys.exit(status)

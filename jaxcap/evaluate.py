@@ -172,8 +172,8 @@ def main(argv: list[str] | None = None) -> int:
         for image_id, value in by_photo.items():
             photos[image_id][name] = value
     name = "+".join([arguments.split, *(member.directory.resolve().name for member in run.members[1:])])
+    print(table({name: scores}), flush=True)
     write_results(arguments.run, name, captions, scores, photos)
-    print(table({name: scores}))
     print(f"captions and scores: {arguments.run / 'results' / name}.json and .scores.json")
     if arguments.claims:
         from jaxcap import claims  # it knows training, which knows this module

@@ -23,9 +23,6 @@ from jaxcap.parallel import Parallel
 from jaxcap.step import AXIS
 
 PyTree = Any
-# Deviations that a standardized feature is divided by: more than one, so that a thousand of them do not drown the words
-# when training begins.
-STANDARD = 4.0
 
 
 def encoder(captioner: Captioner, size: int, parallel: Parallel,
@@ -86,7 +83,7 @@ def _kind(configuration: configs.Config) -> str:
 def find(split: Split, configuration: configs.Config, params: PyTree, batch_stats: PyTree) -> np.ndarray | None:
     """The split's features from the cache, memory-mapped, or None where these weights have not seen it yet."""
     path = cache_path(split, configuration, params, batch_stats)
-    return np.load(path, mmap_mode="r") if path.exists() else None
+    return _open(path) if path.exists() else None
 
 
 def cached(split: Split, configuration: configs.Config, captioner: Captioner, params: PyTree, batch_stats: PyTree,
@@ -104,7 +101,14 @@ def cached(split: Split, configuration: configs.Config, captioner: Captioner, pa
     except OSError as error:
         raise UserError(f"features cannot be cached in {path.parent}: {error.strerror or error}; free the disk or "
                         "prepare the data where it can be written") from error
-    return np.load(path, mmap_mode="r")
+    return _open(path)
+
+
+def _open(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"the cached features {path} cannot be read ({error}); delete the file to have them computed again") from error
 
 
 def _compute(path: Path, split: Split, configuration, captioner, params, batch_stats, parallel, batch_size, views) -> None:
@@ -129,22 +133,24 @@ def _compute(path: Path, split: Split, configuration, captioner, params, batch_s
 
     pending = None
     with progress.bar(f"features of {split.name}", len(split), initial=done) as bar:
-        for image_BHWC, real in photo_batches(split, batch_size, done):
-            image_BHWC = parallel.shard(image_BHWC)
-            keys = [jax.random.fold_in(jax.random.PRNGKey(view), done) for view in range(1, views)]
-            seen = [encode(params, batch_stats, image_BHWC), *(distorted(params, batch_stats, image_BHWC, key) for key in keys)]
-            if pending:  # one batch late, so that the device goes on while the host writes
+        try:
+            for image_BHWC, real in photo_batches(split, batch_size, done):
+                image_BHWC = parallel.shard(image_BHWC)
+                keys = [jax.random.fold_in(jax.random.PRNGKey(view), done) for view in range(1, views)]
+                seen = [encode(params, batch_stats, image_BHWC), *(distorted(params, batch_stats, image_BHWC, key) for key in keys)]
+                if pending:  # one batch late, so that the device goes on while the host writes
+                    write(*pending)
+                pending = seen, done, real
+                done += real
+        finally:
+            if pending:
                 write(*pending)
-            pending = seen, done, real
-            done += real
-        if pending:
-            write(*pending)
     os.replace(partial, path)
     count.unlink(missing_ok=True)
 
 
-def statistics(features_NPF: np.ndarray, part: int = 256) -> dict[str, np.ndarray]:
-    """The constants of a decoder that standardizes, from the features of all training photos: mean and 1 / (4 σ).
+def statistics(features_NPF: np.ndarray, deviations: float, part: int = 256) -> dict[str, np.ndarray]:
+    """The constants of a decoder that standardizes, from the features of all training photos: mean and 1 / (deviations · σ).
 
     σ is that of a feature over photos and positions. The sums are taken in float64, `part` photos at a time.
     """
@@ -156,4 +162,4 @@ def statistics(features_NPF: np.ndarray, part: int = 256) -> dict[str, np.ndarra
         squares = squares + np.square(rows).sum(axis=0, dtype=np.float64)
     mean = total / positions
     deviation = np.sqrt(np.maximum(squares / positions - np.square(mean), 0))
-    return {"feature_mean": mean.astype(np.float32), "feature_scale": (1 / (STANDARD * (deviation + 1e-3))).astype(np.float32)}
+    return {"feature_mean": mean.astype(np.float32), "feature_scale": (1 / (deviations * (deviation + 1e-3))).astype(np.float32)}

@@ -51,7 +51,7 @@ def prepare(session: Session, state: TrainState, phase: configs.Phase) -> Feed:
         session.journal.pause()
         kind, fetch, size = "features_BPF", array.__getitem__, array.nbytes
         if config.decoder.standardize and int(state.step) == 0 and not config.start:
-            statistics = features.statistics(array)
+            statistics = features.statistics(array, config.decoder.deviations)
     else:
         kind, fetch, size = "image_BHWC", split.images, len(split) * config.data.size**2 * 3
     resident, table = config.data.resident, None

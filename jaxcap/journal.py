@@ -1,7 +1,9 @@
 """What a person sees of a run while it goes on, and what stays of it: bar, metrics.jsonl, TensorBoard events."""
 
+import contextlib
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 
 from jaxcap import progress
+from jaxcap.errors import UserError
 
 SMOOTHING = 0.98  # of the shown loss, per step: a batch's own loss is too noisy to see learning in it
 
@@ -22,8 +25,15 @@ class Journal:
     def __init__(self, directory: Path, *, total: int, step: int = 0, smoothed: float | None = None):
         self.path = directory / "metrics.jsonl"
         kept = [line for line in read(directory) if line["step"] <= step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        self._file = self.path.open("a", encoding="utf-8")
+        rewritten = self.path.with_name(self.path.name + ".tmp")
+        try:
+            rewritten.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            os.replace(rewritten, self.path)
+            self._file = self.path.open("a", encoding="utf-8")
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                rewritten.unlink(missing_ok=True)
+            raise self._unwritable(error) from error
         self._events = SummaryWriter(str(directory), purge_step=step + 1 if step else None)
         self._bar = progress.bar("training", total, " steps", step)
         self.smoothed = smoothed
@@ -61,26 +71,33 @@ class Journal:
 
     def close(self) -> None:
         self._bar.close()
-        self._file.close()
+        with contextlib.suppress(OSError):  # what could not be written has been said
+            self._file.close()
         self._events.close()
 
     def _write(self, line: dict, group: str) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise self._unwritable(error) from error
         for name, value in line.items():
             if isinstance(value, float) and math.isfinite(value):
                 self._events.add_scalar(f"{group}/{name}", value, line["step"])
 
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"{self.path} cannot be written: {error.strerror or error}; free the disk, or resume where it can be written")
+
 
 def read(directory: Path) -> list[dict]:
-    """The lines of metrics.jsonl; a last line that a crash cut short is left out."""
+    """The lines of metrics.jsonl; one that is no JSON object, such as a last one that a crash cut short, is left out."""
     path = directory / "metrics.jsonl"
     if not path.exists():
         return []
     lines = []
     for text in path.read_text("utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
+        with contextlib.suppress(ValueError):
+            line = json.loads(text)
+            if isinstance(line, dict) and "step" in line:
+                lines.append(line)
     return lines

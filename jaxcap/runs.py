@@ -71,6 +71,8 @@ def read_config(directory: Path) -> config.Config:
         return config.from_dict(json.loads(path.read_text("utf-8")))
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def load(directory: Path, *, step: int | None = None, average: int | None = None) -> Run:
@@ -93,10 +95,7 @@ def load(directory: Path, *, step: int | None = None, average: int | None = None
                         f"{average} of them cannot be averaged")
     chosen = steps[-average:] if average else [keeper.best_step() if step is None else step]
     for one in chosen:
-        words = keeper.position(one)["words"]
-        if words != len(vocabulary):
-            raise UserError(f"{directory / 'vocabulary.tsv'} has {len(vocabulary)} words, but the model of step {one} was "
-                            f"trained with {words}; put back the vocabulary that the run was trained with")
+        check_words(directory, vocabulary, keeper.position(one), one)
     captioner = captioners.build(configuration, len(vocabulary))
     params, batch_stats = jax.eval_shape(lambda key: captioner.init(key, config.encoder_size(configuration)),
                                          jax.random.PRNGKey(0))
@@ -106,6 +105,13 @@ def load(directory: Path, *, step: int | None = None, average: int | None = None
     model = _mean([keeper.restore_model(one, like) for one in chosen])
     keeper.close()
     return Run(directory, configuration, vocabulary, captioner, model["params"], model["batch_stats"], chosen[-1])
+
+
+def check_words(directory: Path, vocabulary: vocab.Vocab, position: dict, step: int) -> None:
+    """Raises `UserError` where the run's vocabulary is not the one that its checkpoint of `step`, at `position`, was trained with."""
+    if position["words"] != len(vocabulary):
+        raise UserError(f"{directory / 'vocabulary.tsv'} has {len(vocabulary)} words, but the model of step {step} was "
+                        f"trained with {position['words']}; put back the vocabulary that the run was trained with")
 
 
 def take_over(begun: Run, params: PyTree, batch_stats: PyTree) -> tuple[PyTree, PyTree]:
@@ -149,5 +155,9 @@ def _mean(models: list[PyTree]) -> PyTree:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON for people: indented, Unicode as it is, complete or absent."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

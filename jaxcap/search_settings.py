@@ -1,9 +1,11 @@
 """How captions are searched for or drawn: the part of a config that `caption` and `evaluate` change most."""
 
+import math
 from dataclasses import dataclass
 
 from jaxcap.errors import UserError
 
+MOST_BEAM = 1_000
 MOST_REQUIRED = 4  # each word that a caption must contain doubles the beams
 
 
@@ -31,6 +33,11 @@ class Search:
 
 def check(search: Search) -> None:
     """Raises `UserError` for decoding options that contradict each other."""
+    for key in ("length_normalization", "coverage", "diversity", "temperature"):
+        if not math.isfinite(getattr(search, key)):
+            raise UserError(f"search.{key} must be a finite number, not {getattr(search, key)}")
+    if search.beam > MOST_BEAM:
+        raise UserError(f"search.beam must be at most {MOST_BEAM:,}, not {search.beam}")
     for key in ("min_words", "no_repeat_ngram", "top_k", "length_normalization", "coverage", "diversity"):
         if not getattr(search, key) >= 0:
             raise UserError(f"search.{key} must be at least 0, not {getattr(search, key)}")
@@ -45,7 +52,7 @@ def check(search: Search) -> None:
     if len(search.must_contain) > min(MOST_REQUIRED, search.max_words):
         raise UserError(f"search.must_contain names {len(search.must_contain)} words; at most "
                         f"{min(MOST_REQUIRED, search.max_words)} are possible")
-    if both := set(search.must_contain) & set(search.forbidden):
+    if both := {word.lower() for word in search.must_contain} & {word.lower() for word in search.forbidden}:
         raise UserError(f"{min(both)!r} stands both in search.must_contain and in search.forbidden")
     if search.groups > 1 and search.must_contain:
         raise UserError("search.groups and search.must_contain cannot be combined: both divide the beam, each in its way")

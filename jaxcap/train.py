@@ -39,8 +39,13 @@ def train(configuration: Config, directory: Path, *, resume: bool = False) -> in
     train_split = records.open_split(configuration.data, configuration.data.train)
     val_split = records.open_split(configuration.data, configuration.data.val)
     begun = runs.load(Path(configuration.start)) if configuration.start and not resume else None
+    position = BEGINNING
     if resume:
         vocabulary = vocab.load(directory / "vocabulary.tsv")
+        keeper = Checkpoints(directory / "checkpoints", configuration.checkpoints)
+        if keeper.steps():
+            position = {**BEGINNING, **keeper.position(keeper.steps()[-1])}
+            runs.check_words(directory, vocabulary, position, keeper.steps()[-1])
     elif begun:
         vocabulary = begun.vocab
     else:
@@ -52,10 +57,7 @@ def train(configuration: Config, directory: Path, *, resume: bool = False) -> in
     evaluator = evaluate.Evaluator(configuration, captioner, vocabulary, devices, val_split, configuration.eval_photos)
     if not resume:
         runs.create(directory, configuration, vocabulary)
-    keeper = Checkpoints(directory / "checkpoints", configuration.checkpoints)
-    position = BEGINNING
-    if resume and keeper.steps():
-        position = {**BEGINNING, **keeper.position(keeper.steps()[-1])}
+        keeper = Checkpoints(directory / "checkpoints", configuration.checkpoints)
     lengths = [phase_steps(phase, examples, configuration.batch_size) for phase in configuration.phases]
     log = journal.Journal(directory, total=sum(lengths), step=position["step"], smoothed=position["smoothed"])
     stop = StopSignal()
@@ -222,6 +224,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{key} = {value}")
         return 0
 
+    if arguments.resume and arguments.run_dir and arguments.resume.absolute() != arguments.run_dir.absolute():
+        raise UserError(f"--resume goes on in {arguments.resume}, so --run-dir {arguments.run_dir} has no meaning; leave one of them out")
     parallel.initialize()
     parallel.one_host()
     directory = arguments.resume or arguments.run_dir or Path("runs") / f"{configuration.name}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -265,6 +265,14 @@ def test_time_calls_counts_and_warms_up():
     assert timing.Timing((3.0, 1.0, 2.0), 1).ms == 2.0
 
 
+def test_a_result_file_that_cannot_be_written_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="is a directory; name a file"):
+        timing.ResultFile(tmp_path, "x")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--json .*a.json cannot be written"):
+        timing.ResultFile(tmp_path / "file" / "a.json", "x").save([["a"]])
+
+
 def test_peaks():
     assert timing.peak("NVIDIA H100 80GB HBM3").gb_per_s == 3350 and timing.peak("NVIDIA H100 PCIe").gb_per_s == 2000
     assert timing.peak("NVIDIA L40S").bfloat16 == 362 and timing.peak("cpu") is None

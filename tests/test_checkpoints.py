@@ -1,6 +1,9 @@
 """What a run keeps, caches, and how a command ends."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,13 @@ from jaxcap.step import TrainState
 def state(step: int) -> TrainState:
     weights = {"decoder": {"w": jnp.arange(12.0).reshape(3, 4) * step}}
     return TrainState(jnp.int32(step), weights, {"m": jnp.ones(3) * step}, {"momentum": weights}, jax.random.PRNGKey(step))
+
+
+def test_a_score_file_that_is_no_json_is_named(tmp_path):
+    (tmp_path / "3" / "metrics").mkdir(parents=True)
+    (tmp_path / "3" / "metrics" / "metrics").write_text("{")
+    with pytest.raises(errors.UserError, match="a score file, .* is not valid JSON"):
+        checkpoints.Checkpoints(tmp_path, config.Checkpoints()).best_step()
 
 
 def test_the_newest_five_and_the_best_are_kept(tmp_path):
@@ -75,6 +85,12 @@ def test_features_go_on_where_they_were_interrupted(split, monkeypatch):
     other = jax.tree.map(lambda x: x + 1, params)
     assert features.find(split, configuration, other, batch_stats) is None
 
+    (path,) = (split.path / "features").iterdir()
+    path.write_bytes(path.read_bytes()[:200])
+    for read in (take, lambda: features.find(split, configuration, params, batch_stats)):
+        with pytest.raises(errors.UserError, match="cached features .*npy cannot be read .*; delete the file"):
+            read()
+
 
 def test_features_of_several_views_are_those_of_the_photo_and_its_distortions(split):
     settings = ["data.size=32", f"data.dir={split.path.parents[2]}", "augment.flip=true", "augment.views=4"]
@@ -107,3 +123,10 @@ def test_a_command_ends_with_a_status_and_a_sentence(outcome, status, words, cap
     assert ended.value.code == status
     err = capsys.readouterr().err
     assert words in err and "Traceback" not in err and len(err.splitlines()) == bool(words)
+
+
+def test_who_has_read_enough_of_the_output_and_names_that_are_no_text_cause_no_traceback():
+    code = "from jaxcap.errors import run_command\nrun_command(lambda: [print('caf\\udce9', i, flush=True) for i in range(100_000)] and 0)"
+    done = subprocess.run(["bash", "-c", f'"{sys.executable}" -c "{code}" | head -1; echo ${{PIPESTATUS[0]}}'], text=True, capture_output=True,
+                          env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"})
+    assert done.stdout.split("\n")[:2] == ["caf\\udce9 0", "141"] and not done.stderr

@@ -46,7 +46,21 @@ def test_a_bad_override_is_one_clear_sentence(assignment, words):
     (["data.length_buckets=8,4"], "length_buckets"),
     (["augment.views=4"], "would be the photo alone"),
     (["augment.flip=true", "augment.views=1"], "would be the photo alone"),
-    (["steps_per_dispatch=-1"], "steps_per_dispatch must not be negative"),
+    (["steps_per_dispatch=-1"], "steps_per_dispatch must be a finite number that is not negative, not -1"),
+    (["phases.0.optim.clip_norm=-1"], "clip_norm must be a finite .*, not -1"),  # it would turn the gradient round
+    (["phases.0.optim.learning_rate=nan"], "learning_rate must be a finite"),
+    (["checkpoints.every_epochs=inf"], "every_epochs must be a finite"),
+    (["eval_photos=-1"], "eval_photos must be a finite"),
+    (["encoder.size=-1"], "encoder.size must be a finite"),
+    (["data.workers=-3"], "data.workers must be a finite"),
+    (["seed=-1"], "seed must be a finite"),
+    (["seed=99999999999999999999"], "seed must be below"),
+    (["decoder.deviations=0"], "decoder.deviations must be above 0"),
+    (["search.beam=100000000"], "search.beam must be at most 1,000"),
+    (["search.length_normalization=inf"], "search.length_normalization must be a finite number"),
+    (["search.must_contain=dog", "search.forbidden=DOG"], "'dog' stands both in"),
+    (["decoder.image=every", "decoder.attention.gate=true"], "decoder.image=every attends to nothing"),
+    (["decoder.image=first", "decoder.deep_output=true"], "with 'first' words see no photo"),
     (["steps_per_dispatch=2", "phases.0.objective=reward"], "steps_per_dispatch must be 0 or 1"),
 ])
 def test_impossible_combinations_are_refused(changes, word):

@@ -95,10 +95,10 @@ def test_standardized_features_have_no_mean_and_get_no_gradient(model):
     _, variables, _, tokens_BT = model
     decoder = Decoder(vocabulary=V, features=F, embedding=E, hidden=D, dropout=0.0, standardize=True)
     features_NPF = np.random.default_rng(0).normal(3, np.arange(1, F + 1), (500, 1, F)).astype(np.float32)
-    constants = features.statistics(features_NPF)
+    constants = features.statistics(features_NPF, 4.0)
     pooled_NF = (features_NPF.mean(axis=1) - constants["feature_mean"]) * constants["feature_scale"]
     np.testing.assert_allclose(pooled_NF.mean(axis=0), 0, atol=1e-5)
-    np.testing.assert_allclose(pooled_NF.std(axis=0), 1 / features.STANDARD, rtol=1e-2)
+    np.testing.assert_allclose(pooled_NF.std(axis=0), 1 / 4, rtol=1e-2)
     params = {**variables["params"], **constants}
     plain = Decoder(vocabulary=V, features=F, embedding=E, hidden=D, dropout=0.0)
     np.testing.assert_allclose(decoder.apply({"params": params}, features_NPF[:B], tokens_BT),

@@ -89,7 +89,9 @@ def coco(content: dict, path: Path) -> list[Entry]:
     images = {}
     for number, image in enumerate(content["images"]):
         where = f"image {number} of {path}"
-        images[_field(image, "id", where, (int, str))] = _field(image, "file_name", where)
+        key, name = _field(image, "id", where, (int, str)), _field(image, "file_name", where)
+        if images.setdefault(key, name) != name:
+            raise UserError(f"{where} has the id {key!r} of another one, {images[key]}; ids must be unique")
     if unknown := [key for key in captions if key not in images]:
         raise UserError(f"{path} has captions of image {unknown[0]!r}, which is not among its images "
                         f"({len(unknown)} such)")
@@ -144,6 +146,9 @@ def _table(text: str, path: Path) -> list[Entry]:
     else:
         raise UserError(f"the first line of {path} must name the columns image, caption and, if you like, split; "
                         f"it is {header.strip()[:80]!r}")
+    if twice := [column for column in ("image", "caption", "split") if columns.count(column) > 1]:
+        raise UserError(f"the first line of {path} names the column {twice[0]} {columns.count(twice[0])} times; a photo with several "
+                        "captions has a line for each")
     entries = []
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
@@ -213,5 +218,5 @@ def _text(path: Path) -> str:
 def _parsed(text: str, path: Path):
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"caption file {path} is not JSON: {error}") from None

@@ -119,7 +119,7 @@ class CaptionBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             index["fingerprint"] = index.pop("hash").hexdigest()
             Path(self.data_dir, split + _INDEX).write_text(json.dumps(index, ensure_ascii=False), "utf-8")
         for name, text in self.beside.items():
-            Path(self.data_dir, name).write_text(text, "utf-8")
+            Path(self.data_dir, name).write_text(text, "utf-8", "backslashreplace")  # file names need be no text
 
 
 class _PlainWriter(ExampleWriter):

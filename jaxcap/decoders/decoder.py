@@ -45,7 +45,7 @@ class Decoder(nn.Module):
       output_tanh, biases: False for NIC 2014's LSTM, whose output is not squashed and whose gates have no biases (eq. 4-9).
       tied: words are written with the matrix they are read with (Press & Wolf 2016, arXiv 1608.05859).
       init_scale: all weights start uniform in ±init_scale.
-      standardize: subtract from every feature its mean over the training photos and divide by 4 deviations (`features.statistics`);
+      standardize: subtract from every feature its mean over the training photos and divide by some deviations (`features.statistics`);
         both are constants among the parameters (`feature_mean`, `feature_scale`), set before training.
       attention_size: A, width in which keys and queries are compared.
       attention_project: the map passes a dense layer of this width and a ReLU first (the attention tutorial's encoder); 0: none.
