@@ -120,19 +120,17 @@ def main(argv: list[str] | None = None) -> int:
                "  python -m benchmarks.decode --sources features --beam 3 --batch 1 2 4 8 16 32 64 128 256\n"
                "  python -m benchmarks.decode --dtype bfloat16 --json decode.json\n")
     parser.add_argument("--sources", nargs="+", choices=("photos", "features"), default=["photos", "features"])
-    parser.add_argument("--beam", nargs="+", type=int, metavar="K",
+    parser.add_argument("--beam", nargs="+", type=timing.count, metavar="K",
                         help=f"beam sizes; 1 is greedy (default: {' '.join(map(str, BEAMS))})")
-    parser.add_argument("--batch", nargs="+", type=int, metavar="B",
+    parser.add_argument("--batch", nargs="+", type=timing.count, metavar="B",
                         help=f"photos at once (default: {' '.join(map(str, BATCHES))})")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the arithmetic")
-    parser.add_argument("--repeats", type=int, default=0, metavar="N", help="timings")
-    parser.add_argument("--calls-per-repeat", type=int, default=0, metavar="N", help="batches a timing")
+    parser.add_argument("--repeats", type=timing.count, default=0, metavar="N", help="timings")
+    parser.add_argument("--calls-per-repeat", type=timing.count, default=0, metavar="N", help="batches a timing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     parser.add_argument("--tiny", action="store_true", help="a miniature that only shows that everything runs")
     arguments = parser.parse_args(argv)
     beams = arguments.beam or (TINY_BEAMS if arguments.tiny else BEAMS)
-    if min(arguments.batch or [1]) < 1 or min(beams) < 1:
-        raise UserError("--batch and --beam must be at least 1")
     if arguments.tiny:
         arguments.repeats, arguments.calls_per_repeat = arguments.repeats or 5, arguments.calls_per_repeat or 1
 

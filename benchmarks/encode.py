@@ -75,9 +75,9 @@ def main(argv: list[str] | None = None) -> int:
                     "the same network runs in PyTorch on the same machine, turn by turn, as it comes, in channels_last, with "
                     "batch norm folded, and compiled; the ratio is the median over the turns against the fastest of these.")
     parser.add_argument("--encoders", nargs="+", choices=encoders.names(), default=["efficientnet_lite2"], metavar="NAME")
-    parser.add_argument("--batch", type=int, default=64, help="photos at once (default: 64)")
-    parser.add_argument("--size", type=int, default=0, help="side of the photos (default: the published one)")
-    parser.add_argument("--turns", type=int, default=5, help="timings of each (default: 5)")
+    parser.add_argument("--batch", type=timing.count, default=64, help="photos at once (default: 64)")
+    parser.add_argument("--size", type=timing.count, default=0, help="side of the photos (default: the published one)")
+    parser.add_argument("--turns", type=timing.count, default=5, help="timings of each (default: 5)")
     parser.add_argument("--peer", action="store_true", help="compare with PyTorch (EfficientNet-Lite only)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     arguments = parser.parse_args(argv)

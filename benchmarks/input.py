@@ -115,11 +115,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kinds", nargs="+", metavar="KIND", help="steps to time: cached, frozen, joint, as the config has them "
                         "(default: cached and frozen; with a config all of its own)")
     parser.add_argument("--steps", type=Path, metavar="FILE.json", help="take the steps' times from benchmarks.step_time --json")
-    parser.add_argument("--step-ms", type=float, metavar="MS", help="take this for the time of a step that reads photos")
+    parser.add_argument("--step-ms", type=timing.amount, metavar="MS", help="take this for the time of a step that reads photos")
     parser.add_argument("--workers", nargs="+", type=int, metavar="N", help="grain's worker processes (default: 0, one a core)")
-    parser.add_argument("--photos", type=int, default=256, metavar="N", help="photos to draw (default: 256)")
-    parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="how long a timing goes on (default: 3)")
-    parser.add_argument("--repeats", type=int, default=0, metavar="N", help="timings of a step")
+    parser.add_argument("--photos", type=timing.count, default=256, metavar="N", help="photos to draw (default: 256)")
+    parser.add_argument("--seconds", type=timing.amount, default=3.0, metavar="S", help="how long a timing goes on (default: 3)")
+    parser.add_argument("--repeats", type=timing.count, default=0, metavar="N", help="timings of a step")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     parser.add_argument("--tiny", action="store_true", help="a miniature that only shows that everything runs")
     arguments = parser.parse_intermixed_args(argv)
@@ -130,8 +130,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.workers = arguments.workers or [0]
     if min(arguments.workers or [0]) < 0:
         raise UserError("--workers must not be negative")
-    if min(arguments.photos, arguments.seconds, 1 if arguments.step_ms is None else arguments.step_ms) <= 0:
-        raise UserError("--photos, --seconds and --step-ms must be above 0")
     if arguments.steps and arguments.step_ms:
         raise UserError("--steps and --step-ms both say how long a step takes; give one of them")
     return run(arguments)

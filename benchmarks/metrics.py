@@ -73,8 +73,8 @@ def main(argv: list[str] | None = None) -> int:
         description="Captions scored a second of one core's time, ours and pycocoevalcap's, on tokens made before. Ours also "
                     "once the references are counted, as when a run is scored again and again, or rewarded.")
     parser.add_argument("file", nargs="?", type=Path, help="Flickr8k.token.txt; without it, captions of random words")
-    parser.add_argument("--photos", type=int, default=1000, help="captions to score (default: 1000)")
-    parser.add_argument("--repeats", type=int, default=5, help="timings of each (default: 5)")
+    parser.add_argument("--photos", type=timing.count, default=1000, help="captions to score (default: 1000)")
+    parser.add_argument("--repeats", type=timing.count, default=5, help="timings of each (default: 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     arguments = parser.parse_args(argv)
     candidates, references = captions(arguments.file, arguments.photos)

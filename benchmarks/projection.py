@@ -218,22 +218,20 @@ def main(argv: Sequence[str] | None = None) -> int:
                "  python -m benchmarks.projection --gb-per-s 100 --hop-us 5 --json projection.json\n")
     parser.add_argument("steps", nargs="?", type=Path, metavar="FILE.json",
                         help="of benchmarks.step_time --json, on one device (default: the newest in benchmarks/records/)")
-    parser.add_argument("--devices", nargs="+", type=int, default=list(DEVICES), metavar="N",
+    parser.add_argument("--devices", nargs="+", type=timing.count, default=list(DEVICES), metavar="N",
                         help="to simulate (default: 8 64 512)")
-    parser.add_argument("--per-device", nargs="+", type=int, metavar="B",
+    parser.add_argument("--per-device", nargs="+", type=timing.count, metavar="B",
                         help="photos a device where the batch grows (default: every measured batch)")
     parser.add_argument("--inside", choices=LINKS, default="nvlink4", help="link within a machine (default: nvlink4)")
     parser.add_argument("--between", choices=LINKS, default="infiniband-ndr",
                         help="link between machines (default: infiniband-ndr)")
-    parser.add_argument("--together", type=int, default=8, metavar="N", help="devices in a machine (default: 8)")
-    parser.add_argument("--gb-per-s", type=float, metavar="X", help="bandwidth of all links instead")
+    parser.add_argument("--together", type=timing.count, default=8, metavar="N", help="devices in a machine (default: 8)")
+    parser.add_argument("--gb-per-s", type=timing.amount, metavar="X", help="bandwidth of all links instead")
     parser.add_argument("--hop-us", type=float, metavar="X", help="latency of all hops instead")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     arguments = parser.parse_args(argv)
-    if min(*arguments.devices, *(arguments.per_device or [1]), arguments.together) < 1:
-        raise UserError("--devices, --per-device and --together must be at least 1")
-    if (arguments.gb_per_s is not None and arguments.gb_per_s <= 0) or (arguments.hop_us or 0) < 0:
-        raise UserError("--gb-per-s must be above 0, and --hop-us must not be negative")
+    if arguments.hop_us is not None and not 0 <= arguments.hop_us < math.inf:
+        raise UserError(f"--hop-us must be a finite number that is not negative, not {arguments.hop_us}")
 
     path = arguments.steps or newest(RECORDS)
     steps, of, measured = read(path)

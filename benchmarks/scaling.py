@@ -202,17 +202,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                "  python -m benchmarks.scaling\n"
                "  python -m benchmarks.scaling --kinds cached --per-device 32 --batch 256 --json scaling.json\n"
                "  JAX_PLATFORMS=cpu python -m benchmarks.scaling --devices 8 --timed\n")
-    parser.add_argument("--devices", nargs="+", type=int, metavar="N", help="numbers of devices (default: 1 2 4 8, as there are)")
+    parser.add_argument("--devices", nargs="+", type=timing.count, metavar="N", help="numbers of devices (default: 1 2 4 8, as there are)")
     trained = [name for name, kind in KINDS.items() if kind.train]
     parser.add_argument("--kinds", nargs="+", choices=trained, default=["cached", "joint"])
     parser.add_argument("--parallel", nargs="+", choices=("shard_map", "pmap"), default=["shard_map", "pmap"])
     parser.add_argument("--timed", nargs="*", choices=trained,
                         help="kinds that are timed, the others only counted (default: all; on virtual devices cached)")
-    parser.add_argument("--per-device", type=int, metavar="B",
+    parser.add_argument("--per-device", type=timing.count, metavar="B",
                         help=f"photos a device at weak scaling (default: {PER_DEVICE}; on virtual devices {PER_VIRTUAL_DEVICE})")
-    parser.add_argument("--batch", type=int, metavar="B", help="photos over all devices at strong scaling (default: 32)")
+    parser.add_argument("--batch", type=timing.count, metavar="B", help="photos over all devices at strong scaling (default: 32)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the arithmetic")
-    parser.add_argument("--repeats", type=int, default=0, metavar="N", help="timings")
+    parser.add_argument("--repeats", type=timing.count, default=0, metavar="N", help="timings")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     parser.add_argument("--tiny", action="store_true", help="a miniature that only shows that everything runs")
     arguments = parser.parse_args(argv)
@@ -225,8 +225,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.repeats = arguments.repeats or (2 if arguments.tiny else timing.FEWEST if virtual else 0)
     if arguments.timed is None:
         arguments.timed = [kind for kind in arguments.kinds if kind == "cached" or not virtual or arguments.tiny]
-    if min(*counts, arguments.per_device, arguments.batch) < 1:
-        raise UserError("--devices, --per-device and --batch must be at least 1")
     if uneven := [n for n in counts if arguments.batch % n]:
         raise UserError(f"--batch={arguments.batch} cannot be divided by {uneven[0]} devices")
     if not virtual and max(counts) > len(jax.devices()):

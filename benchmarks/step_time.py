@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
                "  python -m benchmarks.step_time --kinds joint --profile /tmp/trace      where the time goes")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(DEFAULT),
                         help=f"kinds of step (default: {' '.join(DEFAULT)})")
-    parser.add_argument("--batch", nargs="+", type=int, metavar="B", help="photos a step over all devices (default: 32)")
+    parser.add_argument("--batch", nargs="+", type=timing.count, metavar="B", help="photos a step over all devices (default: 32)")
     parser.add_argument("--saturate", nargs="*", choices=list(KINDS), metavar="KIND",
                         help="then double the largest batch, of these kinds or of all that are timed, while photos/s grow by "
                              f"{100 * PAYS - 100:.0f} %% or more and memory lasts, and say which batch saturates the device")
@@ -158,12 +158,12 @@ def main(argv: list[str] | None = None) -> int:
                         help="processes that read photos (default: the 4 of configs/im2txt.py, at most one a core)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the arithmetic")
     parser.add_argument("--parallel", choices=("shard_map", "pmap"), default="shard_map", help="how the step is wrapped")
-    parser.add_argument("--repeats", type=int, default=0, metavar="N",
+    parser.add_argument("--repeats", type=timing.count, default=0, metavar="N",
                         help=f"timings (default: {timing.MOST}, or {timing.FEWEST} where a step is slow)")
-    parser.add_argument("--steps-per-repeat", type=int, default=0, metavar="N",
+    parser.add_argument("--steps-per-repeat", type=timing.count, default=0, metavar="N",
                         help=f"dispatches a timing, without waiting in between (default: about {timing.REPEAT_S} s of them)")
-    parser.add_argument("--peak-tflops", type=float, metavar="X", help="the device's peak, where the table does not have it")
-    parser.add_argument("--peak-gb-per-s", type=float, metavar="X", help="and that of its memory")
+    parser.add_argument("--peak-tflops", type=timing.amount, metavar="X", help="the device's peak, where the table does not have it")
+    parser.add_argument("--peak-gb-per-s", type=timing.amount, metavar="X", help="and that of its memory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     parser.add_argument("--compare", type=Path, metavar="OLD.json", help="set the result beside an earlier one")
     parser.add_argument("--profile", type=Path, metavar="DIR",
@@ -190,8 +190,6 @@ def run(arguments: argparse.Namespace) -> int:
     timing.initialize()
     of = workload.settings(tiny=arguments.tiny, dtype=arguments.dtype, parallel=arguments.parallel)
     batches = arguments.batch or [of.config.batch_size]
-    if min(batches) < 1:
-        raise UserError(f"--batch must be at least 1, not {min(batches)}")
     for batch in batches:
         parallel.Parallel(of.config.parallel).check_batch(batch, "--batch")
     file = timing.ResultFile(arguments.json, f"step_time {arguments.dtype}")

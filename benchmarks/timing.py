@@ -1,7 +1,9 @@
 """What the benchmarks share: timing of repeated calls, what a machine is and could do at best, tables, result files."""
 
+import argparse
 import datetime
 import json
+import math
 import os
 import platform
 import re
@@ -153,6 +155,20 @@ def short(number: float | None, unit: str = "") -> str:
         return "–"
     digits = 0 if abs(number) >= 100 else 1 if abs(number) >= 10 else 2 if abs(number) >= 1 else 3
     return f"{number:,.{digits}f}{unit}"
+
+
+def count(text: str) -> int:
+    """An argument that is a whole number of at least 1."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
+def amount(text: str) -> float:
+    """An argument that is a finite number above 0."""
+    if not 0 < (number := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a finite number above 0, not {text}")
+    return number
 
 
 class ResultFile:

@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m benchmarks.training",
         description="Trains the small CNN and an LSTM from scratch on photos drawn on the spot and says how many captions of "
                     f"unseen ones are right word for word. Exit status 1 below {GOAL:.0%}.")
-    parser.add_argument("--steps", type=int, default=600, help="optimizer steps of 64 photos (default: 600)")
+    parser.add_argument("--steps", type=timing.count, default=600, help="optimizer steps of 64 photos (default: 600)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     parser.add_argument("--tiny", action="store_true", help="a few steps; only asks that the loss falls")
     arguments = parser.parse_args(argv)

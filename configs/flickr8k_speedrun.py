@@ -2,8 +2,8 @@
 
     python -m benchmarks.speedrun --source DIR
 
-configs/flickr8k_lite2.py with a GRU and two epochs at a higher rate, scored only at its end, with the caption that ten agree on.
-Products are bfloat16's where the machine has instructions for them.
+configs/flickr8k_lite0.py with an LSTM that reads the photo's mean feature with every word, 1.3 epochs, scored only at its end, with the
+caption that ten agree on. Products are bfloat16's where the machine has instructions for them.
 """
 
 import dataclasses
@@ -12,10 +12,10 @@ from pathlib import Path
 
 from jaxcap.config import Checkpoints, Search
 
-LITE2 = runpy.run_path(str(Path(__file__).with_name("flickr8k_lite2.py")))["CONFIG"]
-(PHASE,) = LITE2.phases
+LITE0 = runpy.run_path(str(Path(__file__).with_name("flickr8k_lite0.py")))["CONFIG"]
+(PHASE,) = LITE0.phases
 CONFIG = dataclasses.replace(
-    LITE2, name="flickr8k_speedrun", encoder=dataclasses.replace(LITE2.encoder, dtype="bfloat16"),
-    decoder=dataclasses.replace(LITE2.decoder, name="gru", dtype="bfloat16"),
-    phases=(dataclasses.replace(PHASE, epochs=2, optim=dataclasses.replace(PHASE.optim, learning_rate=2.5e-3)),),
+    LITE0, name="flickr8k_speedrun", encoder=dataclasses.replace(LITE0.encoder, dtype="bfloat16"),
+    decoder=dataclasses.replace(LITE0.decoder, image="every", deep_output=True, dtype="bfloat16"),
+    phases=(dataclasses.replace(PHASE, epochs=1.3, optim=dataclasses.replace(PHASE.optim, learning_rate=2e-3, warmup_steps=60)),),
     search=Search(beam=10, length_normalization=0.5, consensus=True), checkpoints=Checkpoints(every_epochs=100, keep=1), eval_during=False)

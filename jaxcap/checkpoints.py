@@ -26,9 +26,10 @@ class Checkpoints:
     Args:
       directory: made if need be.
       settings: how many are kept, and by which score the best is chosen.
+      read_only: nothing is made, removed or tidied, so that a run can be read while it is trained.
     """
 
-    def __init__(self, directory: Path, settings: configs.Checkpoints):
+    def __init__(self, directory: Path, settings: configs.Checkpoints, *, read_only: bool = False):
         best = checkpoint_managers.BestN(get_metric_fn=lambda scores: scores[settings.best], n=1,
                                          keep_checkpoints_without_metrics=False)
         policy = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(settings.keep), best])
@@ -37,8 +38,9 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(
                 directory.absolute(), item_names=("model", "train", "position"),
                 options=ocp.CheckpointManagerOptions(
-                    preservation_policy=policy, best_fn=lambda scores: scores[settings.best], create=True,
-                    cleanup_tmp_directories=True))
+                    preservation_policy=None if read_only else policy, best_fn=lambda scores: scores[settings.best],
+                    create=not read_only, cleanup_tmp_directories=not read_only, read_only=read_only,
+                    save_interval_steps=0 if read_only else 1))
         except OSError as error:
             raise UserError(f"cannot keep checkpoints in {directory}: {error}") from error
         except ValueError as error:  # orbax reads every checkpoint's scores

@@ -262,7 +262,7 @@ def table(measured: Mapping[str, Any]) -> str:
 
 def _phases(run: runs.Run) -> tuple[int, dict[int, int]]:
     """The number of the checkpoint's phase, and by number the last steps of earlier ones that can write captions."""
-    keeper = checkpoints.Checkpoints(run.directory / "checkpoints", run.config.checkpoints)
+    keeper = checkpoints.Checkpoints(run.directory / "checkpoints", run.config.checkpoints, read_only=True)
     phase_of = {step: keeper.position(step)["phase"] for step in keeper.steps() if step <= run.step}
     keeper.close()
     now = phase_of[run.step]

@@ -14,6 +14,10 @@ class UserError(Exception):
     """
 
 
+class Stopped(Exception):
+    """A signal asked for an end, and what was done so far is kept."""
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command's `main` and exits with its status: 2 and one sentence on a `UserError`."""
     for stream in (sys.stdout, sys.stderr):

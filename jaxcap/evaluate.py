@@ -98,6 +98,21 @@ def write_results(directory: Path, split: str, captions: dict[str, Caption], sco
         raise UserError(f"results cannot be written to {results}: {error.strerror or error}") from error
 
 
+def results_name(run: Path, split: str, others: Sequence[Path]) -> str:
+    """SPLIT+RUN2+RUN3, the split and the last parts of the other runs' paths; numbered where runs elsewhere left results under that name."""
+    first = name = "+".join([split, *(other.resolve().name for other in others)])
+    number = 1
+    while True:
+        try:
+            there = json.loads((run / "results" / f"{name}.scores.json").read_text("utf-8"))["with"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return name
+        if [Path(other).resolve() for other in there] == [other.resolve() for other in others]:
+            return name
+        number += 1
+        name = f"{first}-{number}"
+
+
 def table(scores: dict[str, dict[str, float]]) -> str:
     """Scores of splits as lines for a terminal."""
     shown = {"bleu1": "BLEU-1", "bleu2": "BLEU-2", "bleu3": "BLEU-3", "bleu4": "BLEU-4", "cider": "CIDEr",
@@ -171,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
         scores[name], by_photo = metrics.with_java(name, texts, evaluator.references)
         for image_id, value in by_photo.items():
             photos[image_id][name] = value
-    name = "+".join([arguments.split, *(member.directory.resolve().name for member in run.members[1:])])
+    name = results_name(arguments.run, arguments.split, arguments.others)
     print(table({name: scores}), flush=True)
     write_results(arguments.run, name, captions, scores, photos)
     print(f"captions and scores: {arguments.run / 'results' / name}.json and .scores.json")

@@ -3,7 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from jaxcap import progress
 from jaxcap.captioner import Captioner
 from jaxcap.data.augment import augmentation
 from jaxcap.data.records import Split
-from jaxcap.errors import UserError
+from jaxcap.errors import Stopped, UserError
 from jaxcap.parallel import Parallel
 from jaxcap.step import AXIS
 
@@ -87,17 +89,18 @@ def find(split: Split, configuration: configs.Config, params: PyTree, batch_stat
 
 
 def cached(split: Split, configuration: configs.Config, captioner: Captioner, params: PyTree, batch_stats: PyTree,
-           parallel: Parallel, *, batch_size: int, views: int = 1) -> np.ndarray:
+           parallel: Parallel, *, batch_size: int, views: int = 1, stopped: Callable[[], bool] = lambda: False) -> np.ndarray:
     """Features of a whole split as `encoder` gives them, from the cache or into it, memory-mapped.
 
     views: rows of a photo, one after another: itself, then as `configuration.augment` distorts it, anew each time.
-    An interrupted computation goes on where it stopped. Raises `UserError` if the cache cannot be written.
+    stopped: asked after each batch whether to end; then `Stopped` is raised.
+    An interrupted computation goes on where it stopped. Raises `UserError` if the cache cannot be written or has no room.
     """
     path = cache_path(split, configuration, params, batch_stats, views)
     try:
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            _compute(path, split, configuration, captioner, params, batch_stats, parallel, batch_size, views)
+            _compute(path, split, configuration, captioner, params, batch_stats, parallel, batch_size, views, stopped)
     except OSError as error:
         raise UserError(f"features cannot be cached in {path.parent}: {error.strerror or error}; free the disk or "
                         "prepare the data where it can be written") from error
@@ -111,16 +114,20 @@ def _open(path: Path) -> np.ndarray:
         raise UserError(f"the cached features {path} cannot be read ({error}); delete the file to have them computed again") from error
 
 
-def _compute(path: Path, split: Split, configuration, captioner, params, batch_stats, parallel, batch_size, views) -> None:
+def _compute(path: Path, split: Split, configuration, captioner, params, batch_stats, parallel, batch_size, views, stopped) -> None:
     partial, count = path.with_suffix(".partial"), path.with_suffix(".count")
-    done = int(count.read_text()) if count.exists() and partial.exists() else 0
+    done = int(count.read_text() or 0) if count.exists() and partial.exists() else 0
     size = configs.encoder_size(configuration)
     encode = encoder(captioner, size, parallel)
     distorted = encoder(captioner, size, parallel, configuration.augment)
     one = jax.eval_shape(encode, {"encoder": params["encoder"]}, batch_stats,
                          jax.ShapeDtypeStruct((batch_size, *split.images([0]).shape[1:]), np.uint8))
-    features_NPF = np.lib.format.open_memmap(partial, mode="r+" if done else "w+", dtype=one.dtype,
-                                             shape=(len(split) * views, *one.shape[1:]))
+    shape = (len(split) * views, *one.shape[1:])
+    needed, free = math.prod(shape) * one.dtype.itemsize, shutil.disk_usage(path.parent).free
+    if not done and needed > free:
+        raise UserError(f"features of {len(split):,} photos{f' in {views} views' if views > 1 else ''} need {needed >> 20:,} MiB in {path.parent}, "
+                        f"where {free >> 20:,} MiB are free; free the disk{' or lower augment.views' if views > 1 else ''}")
+    features_NPF = np.lib.format.open_memmap(partial, mode="r+" if done else "w+", dtype=one.dtype, shape=shape)
     features_NVPF = features_NPF.reshape(len(split), views, *one.shape[1:])
     params, batch_stats = parallel.replicate(({"encoder": params["encoder"]}, batch_stats))
 
@@ -142,6 +149,8 @@ def _compute(path: Path, split: Split, configuration, captioner, params, batch_s
                     write(*pending)
                 pending = seen, done, real
                 done += real
+                if stopped():
+                    raise Stopped
         finally:
             if pending:
                 write(*pending)

@@ -45,7 +45,7 @@ def prepare(session: Session, state: TrainState, phase: configs.Phase) -> Feed:
     if phase.train == "decoder" and config.augment.cacheable():
         take = functools.partial(features.cached, configuration=config, captioner=session.captioner,
                                  params=state.params, batch_stats=state.batch_stats, parallel=devices,
-                                 batch_size=session.evaluator.batch_size)
+                                 batch_size=session.evaluator.batch_size, stopped=lambda: bool(session.stop))
         views = max(config.augment.views, 1)
         array, val_features = take(split, views=views), take(session.val_split)
         session.journal.pause()

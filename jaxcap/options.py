@@ -66,7 +66,12 @@ def search(configuration: configs.Config, arguments: argparse.Namespace) -> conf
     """`configuration` with the flags' search settings. Raises `UserError` for settings that contradict each other."""
     given = {key: getattr(arguments, key) for key in (*_SEARCH, *_SAMPLING, "consensus", "sample")}
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if value is not None}
-    return configs.check(dataclasses.replace(configuration, search=dataclasses.replace(configuration.search, **given)))
+    settings = dataclasses.replace(configuration.search, **given)
+    for key, needed, there in (("diversity", "--groups of at least 2", settings.groups > 1), ("seed", "--sample", settings.sample),
+                               ("consensus", "a --beam of at least 2", settings.beam > 1)):
+        if given.get(key) and not there:
+            raise UserError(f"{_flag(key)} does nothing without {needed}; give both or neither")
+    return configs.check(dataclasses.replace(configuration, search=settings))
 
 
 def _flag(key: str) -> str:

@@ -84,7 +84,7 @@ def load(directory: Path, *, step: int | None = None, average: int | None = None
     vocabulary = vocab.load(directory / "vocabulary.tsv")
     if not (directory / "checkpoints").is_dir():
         raise UserError(f"{directory} has no checkpoint yet; let training reach its first one")
-    keeper = checkpoints.Checkpoints(directory / "checkpoints", configuration.checkpoints)
+    keeper = checkpoints.Checkpoints(directory / "checkpoints", configuration.checkpoints, read_only=True)
     steps = keeper.steps()
     if not steps:
         raise UserError(f"{directory} has no checkpoint yet; let training reach its first one")

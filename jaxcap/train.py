@@ -4,6 +4,7 @@ Reads top to bottom: `main` makes or reopens a run directory, `train` goes throu
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import math
@@ -20,7 +21,7 @@ from jaxcap import step as steps
 from jaxcap.checkpoints import Checkpoints
 from jaxcap.config import Config
 from jaxcap.data import augment, pipeline, records
-from jaxcap.errors import UserError, run_command
+from jaxcap.errors import Stopped, UserError, run_command
 from jaxcap.session import Session, StopSignal, initial_state
 from jaxcap.step import Batch, TrainState
 
@@ -68,9 +69,10 @@ def train(configuration: Config, directory: Path, *, resume: bool = False) -> in
         with stop.listen():
             for number in range(position["phase"], len(configuration.phases)):
                 at = position if number == position["phase"] else BEGINNING
-                state = run_phase(session, state, number, lengths[number], at)
+                with contextlib.suppress(Stopped):  # before the phase's first step
+                    state = run_phase(session, state, number, lengths[number], at)
                 if stop:
-                    log.say(f"stopped at step {int(state.step)}; continue with: "
+                    log.say(f"stopped at step {max(keeper.steps(), default=0)}; continue with: "
                             f"python -m jaxcap.train --resume {directory}")
                     return 128 + stop.number
     finally:
@@ -230,8 +232,10 @@ def main(argv: list[str] | None = None) -> int:
     parallel.one_host()
     directory = arguments.resume or arguments.run_dir or Path("runs") / f"{configuration.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if (directory / "config.json").exists():
-        before = runs.read_config(directory)
-        changed = configs.differences(before, configuration)
+        changed = configs.differences(runs.read_config(directory), configuration)
+        begun = any(path.name.isdecimal() for path in directory.glob("checkpoints/*"))
+        if changed and not begun and not arguments.resume:  # perhaps what is changed is what made it fail
+            return train(configuration, directory)
         if changed:
             raise UserError(f"the run in {directory} was made with another config: {'; '.join(changed)}; "
                             "resume it without these changes, or name another --run-dir")

@@ -1,5 +1,6 @@
 """The benchmarks: that they run at tiny sizes, say what they mean, and notice what is wrong. No speed is asserted."""
 
+import importlib
 import json
 import math
 import os
@@ -263,6 +264,19 @@ def test_time_calls_counts_and_warms_up():
     timed = timing.time_calls(lambda: calls.append(1) or jnp.ones(()), repeats=6, calls=4)
     assert len(timed.repeats_ms) == 6 and timed.calls == 4 and len(calls) == 1 + 2 + 6 * 4
     assert timing.Timing((3.0, 1.0, 2.0), 1).ms == 2.0
+
+
+@pytest.mark.parametrize(("command", "option", "value"), [
+    ("step_time", "--batch", "0"), ("step_time", "--repeats", "-1"), ("step_time", "--peak-tflops", "nan"), ("decode", "--batch", "0"),
+    ("decode", "--beam", "-3"), ("input", "--step-ms", "0"), ("input", "--seconds", "inf"), ("scaling", "--devices", "0"),
+    ("projection", "--gb-per-s", "0"), ("peers.__main__", "--turns", "0"), ("peers.__main__", "--turn-s", "nan"), ("encode", "--size", "0"), ("metrics", "--photos", "0"),
+    ("training", "--steps", "0"),
+])
+def test_numbers_that_measure_nothing_are_refused(command, option, value, capsys):
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"benchmarks.{command}").main([option, value])
+    assert ended.value.code == 2
+    assert re.search(f"error: argument {option}: must be (at least 1|a finite number above 0), not {value}", capsys.readouterr().err)
 
 
 def test_a_result_file_that_cannot_be_written_is_one_sentence(tmp_path):

@@ -118,8 +118,8 @@ def test_what_cannot_be_projected(tmp_path, capsys):
         projection.main([str(record(tmp_path / "b.json", settings={}))])
     with pytest.raises(UserError, match="cannot be read"):
         projection.main([str(tmp_path / "nothing.json")])
-    with pytest.raises(UserError, match="--gb-per-s must be above 0"):
-        projection.main(["--gb-per-s", "0"])
+    with pytest.raises(UserError, match="--hop-us must be a finite number"):
+        projection.main(["--hop-us", "-1"])
     several = json.loads(record(tmp_path / "c.json").read_text("utf-8"))["machine"] | {"devices": 8}
     assert projection.main([str(record(tmp_path / "c.json", machine=several))]) == 0
     assert "nothing is simulated" in capsys.readouterr().out

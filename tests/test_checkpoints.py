@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import subprocess
 import sys
 
@@ -48,6 +49,13 @@ def test_without_scores_the_newest_is_the_best(tmp_path):
         keeper.save(state(step), {"step": step})
     keeper.wait()
     assert keeper.best_step() == 2
+    keeper.close()
+    unfinished = tmp_path / "c" / "3.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    reader = checkpoints.Checkpoints(tmp_path / "c", config.Checkpoints(), read_only=True)  # while a run is trained
+    assert reader.steps() == [1, 2] and reader.best_step() == 2 and unfinished.is_dir()
+    reader.close()
+    assert checkpoints.Checkpoints(tmp_path / "c", config.Checkpoints()).steps() == [1, 2] and not unfinished.exists()
 
 
 @pytest.fixture
@@ -83,6 +91,10 @@ def test_features_go_on_where_they_were_interrupted(split, monkeypatch):
     np.testing.assert_array_equal(take(), found)
     assert len(seen) == 4 and sorted(p.suffix for p in (split.path / "features").iterdir()) == [".npy"]
     other = jax.tree.map(lambda x: x + 1, params)
+    usage = shutil.disk_usage(split.path)._replace(free=1000)
+    with monkeypatch.context() as full, pytest.raises(errors.UserError, match="features of 40 photos need .* MiB are free"):
+        full.setattr(features.shutil, "disk_usage", lambda path: usage)
+        features.cached(split, configuration, model, other, batch_stats, devices, batch_size=16)
     assert features.find(split, configuration, other, batch_stats) is None
 
     (path,) = (split.path / "features").iterdir()

@@ -141,6 +141,12 @@ def test_evaluate_leaves_an_ensembles_results_beside_the_runs_own(folder, capsys
     assert len(json.loads((own / "results" / "val+two.json").read_text())) == 12
     scores = json.loads((own / "results" / "val+two.scores.json").read_text())
     assert scores["with"] == [str(folder / "two")] and scores["search"]["beam"] == 3
+    shutil.copytree(folder / "two", folder / "elsewhere" / "two")
+    for _ in range(2):  # one of the same name leaves the first one's alone, and finds its own again
+        assert evaluate.main([str(own), "--with", str(folder / "elsewhere" / "two")]) == 0
+    assert sorted(path.name for path in (own / "results").glob("val+*.json")) == [
+        "val+two-2.json", "val+two-2.scores.json", "val+two.json", "val+two.scores.json"]
+    assert json.loads((own / "results" / "val+two.scores.json").read_text()) == scores
     with pytest.raises(UserError, match="--claims measures one run"):
         evaluate.main([str(own), "--with", str(folder / "two"), "--claims"])
 
@@ -201,6 +207,9 @@ def test_flags_reach_the_search(folder, capsys):
     (["--coverage", "0.5"], "search.coverage needs one model with attention"),
     (["--coverage", "0.5", "--sample"], "search.coverage changes which captions are best"),
     (["--consensus", "--sample"], "search.consensus ranks what a search found"),
+    (["--diversity", "1"], "--diversity does nothing without --groups"),
+    (["--seed", "1"], "--seed does nothing without --sample"),
+    (["--consensus", "--beam", "1"], "--consensus does nothing without a --beam of at least 2"),
     (["--groups", "2"], "search.beam=3 cannot be divided into search.groups=2"),
     (["--groups", "3", "--must-contain", "red"], "cannot be combined"),
     (["--min-words", "9"], "search.min_words=9 is more than search.max_words=7"),

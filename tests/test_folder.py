@@ -188,6 +188,7 @@ def test_what_has_no_partner_is_named(source, tmp_path):
     ("c.jsonl", '{"image": "hund.jpg", "captions": [1]}\n', "a caption must be text"),
     ("c.json", '{"images": [', "is not JSON"),
     ("c.json", "[" * 100_000, "is not JSON"),
+    ("c.json", '[{"image": "hund.jpg", "caption": "a dog \\ud83d"}]', "half a character, .* of 'hund.jpg'; write the whole one"),
     ("c.json", '{"images": [{"id": 1, "file_name": "hund.jpg"}, {"id": 1, "file_name": "cat.jpg"}], "annotations": []}',
      "image 1 of .* has the id 1 of another one, hund.jpg"),
     ("c.json", '{"images": []}', "is neither"),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcap import caption, checkpoints, config, evaluate, feed, journal, prepare, train
+from jaxcap import caption, checkpoints, config, evaluate, features, feed, journal, prepare, train
 from jaxcap import step as steps
 from jaxcap.data import records
 from jaxcap.errors import UserError
@@ -350,6 +350,9 @@ def test_a_disk_without_room_is_said_before_anything_is_written(data, tmp_path, 
     with pytest.raises(UserError, match="could not be written .*MiB are needed and 0 MiB are free.*none was written before"):
         train.main([*settings(data), "--run-dir", str(tmp_path / "run")])
     assert not any((tmp_path / "run" / "checkpoints").iterdir())
+    monkeypatch.undo()  # a run without a checkpoint may begin anew with what was wrong put right
+    assert train.main([*settings(data), "seed=5", "--run-dir", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 5
 
 
 @pytest.mark.parametrize(("name", "changes"), [
@@ -377,6 +380,25 @@ def test_every_kind_of_decoder_trains_resumes_and_writes(name, changes, data, tm
     capsys.readouterr()
     assert caption.main([str(run), str(photo), "--explain", "--out", str(tmp_path / "maps")]) == 0
     assert "39.explained.png" in capsys.readouterr().out and Image.open(tmp_path / "maps" / "39.explained.png").width > 224
+
+
+def test_a_stop_while_features_are_computed_keeps_them(data, tmp_path, monkeypatch, capsys):
+    original, asked = features.photo_batches, []
+
+    def stopping(split, batch_size, start=0):
+        for i, batch in enumerate(original(split, batch_size, start)):
+            asked.append(start + i * batch_size)
+            if len(asked) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(features, "photo_batches", stopping)
+    run = tmp_path / "run"
+    arguments = settings(data, "phases.0.steps=4", "eval_during=false", "eval_batch_size=8", "phases.0.train=decoder", "decoder.init_scale=0.07")
+    assert train.main([*arguments, "seed=77", "--run-dir", str(run)]) == 128 + signal.SIGTERM
+    assert asked == [0, 8] and "stopped at step 0; continue with: python -m jaxcap.train --resume" in capsys.readouterr().err
+    assert train.main(["--resume", str(run)]) == 0
+    assert asked == [0, 8, 16, 24, 0] and sorted(losses(run)) == [1, 2, 3, 4]
 
 
 def test_a_run_goes_on_from_another_with_rewards(data, tmp_path, capsys):

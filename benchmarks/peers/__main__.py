@@ -89,16 +89,16 @@ def parser() -> argparse.ArgumentParser:
                         help="torch is PyTorch, keras is Keras on TensorFlow (default: torch)")
     parser.add_argument("--kinds", nargs="+", choices=[*KINDS, BEAM], default=[*KINDS, BEAM],
                         help="kinds of step, and beam: captions by beam search (default: all)")
-    parser.add_argument("--batch", nargs="+", type=int, metavar="B", help="photos a step (default: 32)")
+    parser.add_argument("--batch", nargs="+", type=timing.count, metavar="B", help="photos a step (default: 32)")
     parser.add_argument("--forms", nargs="+", metavar="FORM",
                         help="forms of the peer's step; KIND:FORM is for that kind alone (default: those worth trying there)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                         help="of the arithmetic; bfloat16 is autocast in PyTorch and mixed_bfloat16 in Keras, and float32 may be "
                              "TF32 on a GPU, in both")
-    parser.add_argument("--turns", type=int, default=5, metavar="N", help="timings of each (default: 5)")
-    parser.add_argument("--turn-s", type=float, default=timing.REPEAT_S, metavar="S",
+    parser.add_argument("--turns", type=timing.count, default=5, metavar="N", help="timings of each (default: 5)")
+    parser.add_argument("--turn-s", type=timing.amount, default=timing.REPEAT_S, metavar="S",
                         help=f"seconds that a turn is to take, at least one step (default: {timing.REPEAT_S})")
-    parser.add_argument("--limit", type=int, default=300, metavar="S",
+    parser.add_argument("--limit", type=timing.count, default=300, metavar="S",
                         help="seconds that a form may take to get ready, compilation included (default: 300)")
     for side, name in (("jaxcap", "jaxcap"), ("peer", "the other library")):
         parser.add_argument(f"--{side}-python", default=sys.executable, metavar="PATH",
@@ -110,8 +110,6 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    if min([*(arguments.batch or []), arguments.turns, arguments.limit]) < 1 or not arguments.turn_s >= 0:
-        raise UserError("--batch, --turns and --limit must be at least 1, and --turn-s no less than 0")
     for form in arguments.forms or []:
         forms.parse(arguments.peer, form)
     peer = LIBRARIES[arguments.peer].name

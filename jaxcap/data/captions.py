@@ -175,6 +175,11 @@ def _merge(entries: Iterable[Entry], path: Path) -> list[Entry]:
         key = (entry.folder, entry.name)
         if not entry.name:
             raise UserError(f"{path} has a caption without an image name: {' '.join(entry.captions)[:60]!r}")
+        try:
+            " ".join([entry.name, entry.image_id, entry.folder, *entry.captions]).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(f"{path} has half a character, {error.object[error.start]!r}, in what it says of {entry.name!r}; "
+                            "write the whole one or leave it out") from None
         known = merged.get(key, Entry(entry.name, (), entry.split, entry.image_id, entry.folder))
         if known.split != entry.split:
             raise UserError(f"{path} puts {entry.name} into two splits, {known.split!r} and {entry.split!r}")
