@@ -3,7 +3,11 @@
 Written in the background, whole or not at all; the newest few are kept, and the best by score.
 """
 
+import contextlib
+import io
 import shutil
+import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +106,9 @@ class Checkpoints:
         except Exception as error:  # orbax and tensorstore raise many kinds for a damaged directory
             others = [s for s in self.steps() if s != step]
             hint = f"delete it to go on from step {others[-1]}" if others else "there is no other one"
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise UserError(f"checkpoint {self._directory / str(step)} cannot be read ({reason}); {hint}") from error
+            with contextlib.redirect_stderr(io.StringIO()):
+                time.sleep(0.5)  # tensorstore's other reads end, each of them with a traceback
+            raise UserError(f"checkpoint {self._directory / str(step)} cannot be read ({_reason(error)}); {hint}") from error
 
     def _check_room(self, needed: int) -> None:
         # orbax finds a full disk out in its background threads, with a page of their tracebacks.
@@ -117,9 +122,13 @@ class Checkpoints:
         except Exception as error:
             last = [s for s in self.steps() if (self._directory / str(s)).is_dir()]
             kept = f"the last good one is step {last[-1]}" if last else "none was written before"
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise UserError(f"a checkpoint could not be written to {self._directory} ({reason}); {kept}; "
+            raise UserError(f"a checkpoint could not be written to {self._directory} ({_reason(error)}); {kept}; "
                             "free the disk and resume") from error
+
+
+def _reason(error: Exception) -> str:
+    first = str(error).strip().partition("\n")[0].partition(" See full TensorStore details")[0].rstrip(".")
+    return textwrap.shorten(first, 200, placeholder=" …") or type(error).__name__
 
 
 def _abstract(tree: PyTree) -> PyTree:
