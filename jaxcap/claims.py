@@ -273,8 +273,7 @@ def _phases(run: runs.Run) -> tuple[int, dict[int, int]]:
 
 def _captions(run: runs.Run, configuration: configs.Config, devices: parallel.Parallel, split: records.Split) -> Captions:
     evaluator = evaluate.Evaluator(configuration, run.captioner, run.vocab, devices, split)
-    params, batch_stats = devices.replicate((run.params, run.batch_stats))
-    found = evaluator.captions(params, batch_stats, features.find(split, configuration, run.params, run.batch_stats))
+    found = evaluator.captions(run.params, run.batch_stats, features.find(split, configuration, run.params, run.batch_stats))
     return {i: caption.text for i, caption in found.items()}
 
 

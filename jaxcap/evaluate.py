@@ -51,8 +51,9 @@ class Evaluator:
                  features_NPF: np.ndarray | tuple[np.ndarray | None, ...] | None = None) -> dict[str, Caption]:
         """The best caption of every photo by image id, from its features if they are given, else from the photo.
 
-        For an ensemble all three are tuples with an item a member.
+        Parameters and statistics may lie anywhere. For an ensemble all three are tuples with an item a member.
         """
+        params, batch_stats = self.devices.replicate((params, batch_stats))
         given = features_NPF if isinstance(features_NPF, tuple) else (features_NPF,)
         batches = [features.photo_batches(split, self.batch_size) if array is None
                    else inference.rows(array[:self.count], self.batch_size)
@@ -172,8 +173,7 @@ def main(argv: list[str] | None = None) -> int:
         for member in run.members]
     evaluator = Evaluator(configuration, run.captioner, run.vocab, devices, split,
                           others=[(member.config, other) for member, other in zip(run.members[1:], others)])
-    params, batch_stats = devices.replicate((run.params, run.batch_stats))
-    captions = evaluator.captions(params, batch_stats, run.pack([
+    captions = evaluator.captions(run.params, run.batch_stats, run.pack([
         features.find(seen, member.config, member.params, member.batch_stats)
         for member, seen in zip(run.members, (split, *others))]))
     train = records.open_split(configuration.data, configuration.data.train)

@@ -1,6 +1,8 @@
 """Features of a frozen encoder, computed once and kept beside the data under a key of weights and preprocessing."""
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import math
@@ -98,9 +100,10 @@ def cached(split: Split, configuration: configs.Config, captioner: Captioner, pa
     """
     path = cache_path(split, configuration, params, batch_stats, views)
     try:
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            _compute(path, split, configuration, captioner, params, batch_stats, parallel, batch_size, views, stopped)
+        path.parent.mkdir(exist_ok=True)
+        with _alone(path):
+            if not path.exists():
+                _compute(path, split, configuration, captioner, params, batch_stats, parallel, batch_size, views, stopped)
     except OSError as error:
         raise UserError(f"features cannot be cached in {path.parent}: {error.strerror or error}; free the disk or "
                         "prepare the data where it can be written") from error
@@ -112,6 +115,20 @@ def _open(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"the cached features {path} cannot be read ({error}); delete the file to have them computed again") from error
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Waits until no other process, of this run or of another, computes the features of `path`."""
+    if path.exists():
+        yield
+        return
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            path.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def _compute(path: Path, split: Split, configuration, captioner, params, batch_stats, parallel, batch_size, views, stopped) -> None:

@@ -44,7 +44,7 @@ def prepare(session: Session, state: TrainState, phase: configs.Phase) -> Feed:
     array, val_features, statistics, views = None, None, {}, 1
     if phase.train == "decoder" and config.augment.cacheable():
         take = functools.partial(features.cached, configuration=config, captioner=session.captioner,
-                                 params=state.params, batch_stats=state.batch_stats, parallel=devices,
+                                 params=state.params, batch_stats=state.batch_stats, parallel=session.own,
                                  batch_size=session.evaluator.batch_size, stopped=lambda: bool(session.stop))
         views = max(config.augment.views, 1)
         array, val_features = take(split, views=views), take(session.val_split)

@@ -15,11 +15,10 @@ MAPPED = 2  # of each kind with what the captioner looked at
 def finish(directory: Path, devices: parallel.Parallel) -> dict[str, dict[str, float]]:
     """Scores the run's best checkpoint on val (and `novel` where there is one), prints and writes what there is to see.
 
-    Returns the scores of each split.
+    devices: of this host. Returns the scores of each split.
     """
     run = runs.load(directory)
     configuration = run.config
-    params, batch_stats = devices.replicate((run.params, run.batch_stats))
     train = records.open_split(configuration.data, configuration.data.train)
     train_captions = [c for captions in train.captions for c in captions]
     names = [configuration.data.val, *(name for name in records.splits(configuration.data) if name == "novel")]
@@ -27,16 +26,19 @@ def finish(directory: Path, devices: parallel.Parallel) -> dict[str, dict[str, f
     for name in names:
         split = records.open_split(configuration.data, name)
         evaluator = evaluate.Evaluator(configuration, run.captioner, run.vocab, devices, split)
-        captions = evaluator.captions(params, batch_stats, features.find(split, configuration, run.params, run.batch_stats))
+        captions = evaluator.captions(run.params, run.batch_stats, features.find(split, configuration, run.params, run.batch_stats))
         scores[name] = evaluate.full_scores(evaluator, captions, train_captions)
         texts = {image_id: caption.text for image_id, caption in captions.items()}
         photos = metrics.per_photo(texts, evaluator.references)
-        evaluate.write_results(directory, name, captions, {**scores[name], "split": name, "step": run.step}, photos)
+        if parallel.first():
+            evaluate.write_results(directory, name, captions, {**scores[name], "split": name, "step": run.step}, photos)
         if name == configuration.data.val:
             times = wording.times_in_train(texts.values(), train_captions)
             samples = _samples(split, captions, photos, times)
             words = _words(split, texts, train_captions, times, run.vocab)
             shown = {"samples": samples, "words": words, "maps": _maps(run, samples)}
+    if not parallel.first():  # it has scored too, so that none waits for another for long
+        return scores
     print(evaluate.table(scores))
     print("\n" + "\n".join(f"  {sample.image_id}: {sample.caption}" for sample in shown["samples"][:SAMPLES]))
     page = report.write(directory, title=configuration.name, scores=scores, history=journal.read(directory), **shown)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from jaxcap import progress
+from jaxcap import parallel, progress
 from jaxcap.errors import UserError
 
 SMOOTHING = 0.98  # of the shown loss, per step: a batch's own loss is too noisy to see learning in it
@@ -19,11 +19,17 @@ SMOOTHING = 0.98  # of the shown loss, per step: a batch's own loss is too noisy
 class Journal:
     """The journal of a run of `total` optimizer steps that begins at `step`.
 
-    On a resumed run the lines of steps that will be trained again are dropped first.
+    The first process of several writes and speaks, the others only keep count. On a resumed run the lines of steps that will be trained again are dropped first.
     """
 
     def __init__(self, directory: Path, *, total: int, step: int = 0, smoothed: float | None = None):
         self.path = directory / "metrics.jsonl"
+        self._bar = progress.bar("training", total, " steps", step)
+        self.smoothed = smoothed
+        self._last = time.perf_counter()
+        self._file = self._events = None
+        if not parallel.first():
+            return
         kept = [line for line in read(directory) if line["step"] <= step]
         rewritten = self.path.with_name(self.path.name + ".tmp")
         try:
@@ -35,13 +41,11 @@ class Journal:
                 rewritten.unlink(missing_ok=True)
             raise self._unwritable(error) from error
         self._events = SummaryWriter(str(directory), purge_step=step + 1 if step else None)
-        self._bar = progress.bar("training", total, " steps", step)
-        self.smoothed = smoothed
-        self._last = time.perf_counter()
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
-        self._bar.write(text, file=sys.stderr)
+        if self._file:
+            self._bar.write(text, file=sys.stderr)
 
     def phase(self, name: str, *, new: bool) -> None:
         """Names what is going on; a `new` phase's loss is smoothed from its own beginning."""
@@ -71,11 +75,14 @@ class Journal:
 
     def close(self) -> None:
         self._bar.close()
-        with contextlib.suppress(OSError):  # what could not be written has been said
-            self._file.close()
-        self._events.close()
+        if self._file:
+            with contextlib.suppress(OSError):  # what could not be written has been said
+                self._file.close()
+            self._events.close()
 
     def _write(self, line: dict, group: str) -> None:
+        if not self._file:
+            return
         try:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()

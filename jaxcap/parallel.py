@@ -1,7 +1,8 @@
 """The only file that knows devices: mesh, placement, and the two ways to wrap a per-device function.
 
 `shard_map` (the default) and `pmap` run the same function with the same collectives over the axis "data" and give the same
-numbers. Several hosts join through `jax.distributed`, which `initialize` calls when its environment asks for it.
+numbers. Several hosts join through `jax.distributed`, which `initialize` calls when its environment asks for it; they must see one
+run directory, and have the data set each for itself or together.
 """
 
 import os
@@ -11,9 +12,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxcap import memory
+from jaxcap import memory, progress
 from jaxcap.errors import UserError
 from jaxcap.step import AXIS
 
@@ -36,14 +38,34 @@ def initialize() -> None:
         jax.distributed.initialize(
             num_processes=int(os.environ["JAX_NUM_PROCESSES"]) if "JAX_NUM_PROCESSES" in os.environ else None,
             process_id=int(os.environ["JAX_PROCESS_ID"]) if "JAX_PROCESS_ID" in os.environ else None)
+        progress.silent = not first()
 
 
 def one_host() -> None:
-    """Raises `UserError` in a process that has joined others: steps and checkpoints know several hosts, scoring, cached features and
-    the files of a run do not yet."""
+    """Raises `UserError` in a process that has joined others, for a command that is of no use to several."""
     if jax.process_count() > 1:
-        raise UserError(f"this is one of {jax.process_count()} processes that JAX_COORDINATOR_ADDRESS has joined, and commands know one only "
-                        "as yet; unset it: one process drives all devices of its host")
+        raise UserError(f"this is one of {jax.process_count()} processes that JAX_COORDINATOR_ADDRESS has joined, but only training knows "
+                        "several; unset it: one process drives all devices of its host")
+
+
+def first() -> bool:
+    """Whether this process is the first of a run's, the one that writes its files and speaks."""
+    return jax.process_index() == 0
+
+
+def largest(number: int) -> int:
+    """The largest of the numbers that the processes of a run give; waits for all of them."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.process_allgather(np.int32(number)).max())
+
+
+def same(text: str) -> str:
+    """The first process's text, of at most 4,000 bytes; waits for all processes."""
+    if jax.process_count() == 1:
+        return text
+    told = multihost_utils.broadcast_one_to_all(np.frombuffer(text.encode().ljust(4000, b"\0"), np.uint8))
+    return bytes(told).rstrip(b"\0").decode()
 
 
 class Parallel:
@@ -51,14 +73,16 @@ class Parallel:
 
     Args:
       mode: "shard_map" or "pmap".
-      devices: the devices to use; all of them by default.
+      devices: the devices to use; all of them, over all hosts, by default.
     """
 
     def __init__(self, mode: str = "shard_map", devices: list | None = None):
-        if mode == "pmap" and jax.process_count() > 1:
+        devices = devices or jax.devices()
+        self._several = len({device.process_index for device in devices}) > 1
+        if mode == "pmap" and self._several:
             raise UserError("parallel=pmap knows the devices of one host; use parallel=shard_map for several")
         self.mode = mode
-        self.mesh = Mesh(np.array(devices or jax.devices()), (AXIS,))
+        self.mesh = Mesh(np.array(devices), (AXIS,))
         self._paced: PyTree = None
 
     @property
@@ -90,13 +114,21 @@ class Parallel:
         memory.relieve()
 
     def replicate(self, tree: PyTree) -> PyTree:
-        """`tree` whole on every device."""
-        return jax.device_put(tree, NamedSharding(self.mesh, REPLICATED))
+        """`tree` whole on every device: what this host has, or what is whole on devices of several hosts."""
+        sharding = NamedSharding(self.mesh, REPLICATED)
+
+        def here(x):
+            return x.addressable_data(0) if isinstance(x, jax.Array) and not x.is_fully_addressable else x
+
+        if not self._several:
+            return jax.device_put(jax.tree.map(here, tree), sharding)
+        arrays = jax.tree.map(lambda x: np.asarray(here(x)), tree)
+        return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), arrays)
 
     def shard(self, tree: PyTree) -> PyTree:
         """This host's rows of a batch, cut over the devices along the first axis."""
         sharding = NamedSharding(self.mesh, SHARDED)
-        if jax.process_count() == 1:
+        if not self._several:
             return jax.device_put(tree, sharding)
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
 

@@ -21,11 +21,16 @@ from jaxcap.step import TrainState
 
 @dataclass
 class Session:
-    """What all phases of a run share."""
+    """What all phases of a run share.
+
+    devices: all of the run's, over all hosts: they train. own: those of this host, on which each host computes for itself what is
+    not a training step, cached features and captions, all alike.
+    """
 
     config: Config
     directory: Path
     devices: parallel.Parallel
+    own: parallel.Parallel
     captioner: Captioner
     train_split: records.Split
     val_split: records.Split
@@ -37,20 +42,27 @@ class Session:
 
 
 class StopSignal:
-    """True once SIGTERM or Ctrl-C arrived; a second one kills at once."""
+    """True once SIGTERM or Ctrl-C arrived, for a run of several processes once they have agreed; a second one kills at once."""
 
     def __init__(self):
-        self.number = 0
+        self.number = self._heard = 0
 
     def __bool__(self) -> bool:
         return bool(self.number)
 
+    def agree(self) -> None:
+        """Tells the other processes of the run and hears from them; they must all ask at the same step."""
+        if jax.process_count() > 1:
+            self.number = parallel.largest(self._heard)
+
     @contextmanager
     def listen(self) -> Iterator[None]:
         def note(number, frame):
-            if self.number:
+            if self._heard:
                 os._exit(128 + number)
-            self.number = number
+            self._heard = number
+            if jax.process_count() == 1:
+                self.number = number
 
         before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
         try:

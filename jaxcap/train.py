@@ -36,6 +36,7 @@ def train(configuration: Config, directory: Path, *, resume: bool = False) -> in
     that the user can mend: data, weights, batch size, disk, a loss that is not a number.
     """
     devices = parallel.Parallel(configuration.parallel)
+    own = parallel.Parallel(configuration.parallel, jax.local_devices()) if jax.process_count() > 1 else devices
     devices.check_batch(configuration.batch_size)
     train_split = records.open_split(configuration.data, configuration.data.train)
     val_split = records.open_split(configuration.data, configuration.data.val)
@@ -55,14 +56,16 @@ def train(configuration: Config, directory: Path, *, resume: bool = False) -> in
     examples = pipeline.encode(train_split, vocabulary, configuration.data.max_words, configuration.data.captions_per_photo)
     captioner = captioners.build(configuration, len(vocabulary))
     state = initial_state(configuration, captioner, devices, begun)
-    evaluator = evaluate.Evaluator(configuration, captioner, vocabulary, devices, val_split, configuration.eval_photos)
+    evaluator = evaluate.Evaluator(configuration, captioner, vocabulary, own, val_split, configuration.eval_photos)
     if not resume:
-        runs.create(directory, configuration, vocabulary)
+        if parallel.first():
+            runs.create(directory, configuration, vocabulary)
+        parallel.largest(0)
         keeper = Checkpoints(directory / "checkpoints", configuration.checkpoints)
     lengths = [phase_steps(phase, examples, configuration.batch_size) for phase in configuration.phases]
     log = journal.Journal(directory, total=sum(lengths), step=position["step"], smoothed=position["smoothed"])
     stop = StopSignal()
-    session = Session(configuration, directory, devices, captioner, train_split, val_split, examples, evaluator,
+    session = Session(configuration, directory, devices, own, captioner, train_split, val_split, examples, evaluator,
                       keeper, log, stop)
     log.say(introduction(session, vocabulary, state, position["step"]))
     try:
@@ -78,7 +81,7 @@ def train(configuration: Config, directory: Path, *, resume: bool = False) -> in
     finally:
         log.close()
         keeper.close()
-    finish.finish(directory, devices)
+    finish.finish(directory, own)
     return 0
 
 
@@ -134,6 +137,8 @@ def run_phase(session: Session, state: TrainState, number: int, total: int, posi
         state, metrics = step_fn(state, draw(state, devices.shard(Batch(**item)), fed.table), fed.table)
         devices.pace(metrics)
         before, done = done, done + item["tokens_BT1"].shape[1]
+        if before // config.log_every != done // config.log_every:
+            session.stop.agree()
         saving = done // every > before // every or done == total or session.stop
         if before // config.log_every > reported // config.log_every:
             report(before)
@@ -191,7 +196,8 @@ def introduction(session: Session, vocabulary: vocab.Vocab, state: TrainState, r
     each = f" photos × {config.data.captions_per_photo} captions" if config.data.captions_per_photo > 1 else ""
     lines = [
         f"{config.name}: {config.encoder.name} + {configs.decoder_name(config)}, {count:,} parameters, "
-        f"on {len(devices)} × {devices[0].device_kind}",
+        f"on {len(devices)} × {devices[0].device_kind}"
+        + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""),
         f"{len(session.train_split):,} photos, {examples.captions:,} captions{dropped}; {len(vocabulary):,} words; "
         f"batch {config.batch_size}{each}",
         f"run directory: {session.directory}",
@@ -229,20 +235,18 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.resume and arguments.run_dir and arguments.resume.absolute() != arguments.run_dir.absolute():
         raise UserError(f"--resume goes on in {arguments.resume}, so --run-dir {arguments.run_dir} has no meaning; leave one of them out")
     parallel.initialize()
-    parallel.one_host()
-    directory = arguments.resume or arguments.run_dir or Path("runs") / f"{configuration.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if (directory / "config.json").exists():
-        changed = configs.differences(runs.read_config(directory), configuration)
-        begun = any(path.name.isdecimal() for path in directory.glob("checkpoints/*"))
-        if changed and not begun and not arguments.resume:  # perhaps what is changed is what made it fail
-            return train(configuration, directory)
-        if changed:
-            raise UserError(f"the run in {directory} was made with another config: {'; '.join(changed)}; "
-                            "resume it without these changes, or name another --run-dir")
-        return train(configuration, directory, resume=True)
-    if arguments.resume:
+    directory = arguments.resume or arguments.run_dir or Path(
+        "runs", parallel.same(f"{configuration.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
+    there = (directory / "config.json").exists()
+    changed = configs.differences(runs.read_config(directory), configuration) if there else []
+    begun = any(path.name.isdecimal() for path in directory.glob("checkpoints/*"))
+    parallel.largest(0)  # no process writes before all have looked
+    if arguments.resume and not there:
         raise UserError(f"there is no run to resume in {directory}")
-    return train(configuration, directory)
+    if changed and (begun or arguments.resume):  # without a checkpoint, what is changed may be what made it fail
+        raise UserError(f"the run in {directory} was made with another config: {'; '.join(changed)}; "
+                        "resume it without these changes, or name another --run-dir")
+    return train(configuration, directory, resume=there and not changed)
 
 
 if __name__ == "__main__":

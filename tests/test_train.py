@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -399,6 +400,47 @@ def test_a_stop_while_features_are_computed_keeps_them(data, tmp_path, monkeypat
     assert asked == [0, 8] and "stopped at step 0; continue with: python -m jaxcap.train --resume" in capsys.readouterr().err
     assert train.main(["--resume", str(run)]) == 0
     assert asked == [0, 8, 16, 24, 0] and sorted(losses(run)) == [1, 2, 3, 4]
+
+
+def processes(*arguments: str) -> list[subprocess.Popen]:
+    """Two processes with four devices each that train as one."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu",
+                   "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    return [subprocess.Popen([sys.executable, "-m", "jaxcap.train", *arguments], cwd=ROOT, text=True, env={**environment, "JAX_PROCESS_ID": str(i)},
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(2)]
+
+
+def test_two_processes_train_stop_and_resume_as_one(data, tmp_path):
+    frozen = settings(data, "phases.0.train=decoder", "phases.0.steps=300", "phases.0.from_scratch=false", "log_every=2", "checkpoints.every_steps=50",
+                      "seed=21")
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert train.main([*frozen, "--run-dir", str(one)]) == 0
+    for path in (data / "folder").rglob("*small_cnn*.npy"):
+        path.unlink()  # features are computed once more, by one of the two
+    running = processes(*frozen, "--run-dir", str(two))
+    while not (two / "checkpoints" / "50").exists() and all(process.poll() is None for process in running):
+        time.sleep(0.05)
+    running[1].send_signal(signal.SIGTERM)  # the other one hears of it
+    said = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [143, 143], said
+    spoken = lambda text: [line for line in text.splitlines() if not line.startswith("[Gloo]")]
+    assert "stopped at step" in said[0][1] and not spoken(said[1][0]) and "training" not in said[1][1]
+    assert not list((data / "folder").rglob("*.lock"))
+
+    running = processes("--resume", str(two))
+    said = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    assert "report:" in said[0][0] and not spoken(said[1][0])
+    expected, found = losses(one), losses(two)
+    assert list(found) == list(range(2, 302, 2))
+    np.testing.assert_allclose(list(found.values())[:32], list(expected.values())[:32], rtol=1e-4)
+    np.testing.assert_allclose(found[300], expected[300], rtol=0.05)
+    assert {path.name for path in two.iterdir() if not path.name.startswith("events")} == {
+        path.name for path in one.iterdir() if not path.name.startswith("events")}
+    assert len(json.loads((two / "results" / "val.json").read_text())) == 8
 
 
 def test_a_run_goes_on_from_another_with_rewards(data, tmp_path, capsys):
