@@ -1,5 +1,6 @@
 """Training end to end on a handful of photos: one directory, resumption bit for bit, clear words when something is wrong."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 import types
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -402,15 +404,21 @@ def test_a_stop_while_features_are_computed_keeps_them(data, tmp_path, monkeypat
     assert asked == [0, 8, 16, 24, 0] and sorted(losses(run)) == [1, 2, 3, 4]
 
 
-def processes(*arguments: str) -> list[subprocess.Popen]:
-    """Two processes with four devices each that train as one."""
+@contextlib.contextmanager
+def processes(*arguments: str) -> Iterator[list[subprocess.Popen]]:
+    """Two processes with four devices each that train as one; none is left behind."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu",
                    "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    return [subprocess.Popen([sys.executable, "-m", "jaxcap.train", *arguments], cwd=ROOT, text=True, env={**environment, "JAX_PROCESS_ID": str(i)},
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(2)]
+    started = [subprocess.Popen([sys.executable, "-m", "jaxcap.train", *arguments], cwd=ROOT, text=True, env={**environment, "JAX_PROCESS_ID": str(i)},
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(2)]
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
 
 
 def test_two_processes_train_stop_and_resume_as_one(data, tmp_path):
@@ -420,18 +428,19 @@ def test_two_processes_train_stop_and_resume_as_one(data, tmp_path):
     assert train.main([*frozen, "--run-dir", str(one)]) == 0
     for path in (data / "folder").rglob("*small_cnn*.npy"):
         path.unlink()  # features are computed once more, by one of the two
-    running = processes(*frozen, "--run-dir", str(two))
-    while not (two / "checkpoints" / "50").exists() and all(process.poll() is None for process in running):
-        time.sleep(0.05)
-    running[1].send_signal(signal.SIGTERM)  # the other one hears of it
-    said = [process.communicate(timeout=120) for process in running]
+    with processes(*frozen, "--run-dir", str(two)) as running:
+        last = time.monotonic() + 240
+        while not (two / "checkpoints" / "50").exists() and all(process.poll() is None for process in running) and time.monotonic() < last:
+            time.sleep(0.05)
+        running[1].send_signal(signal.SIGTERM)  # the other one hears of it
+        said = [process.communicate(timeout=240) for process in running]
     assert [process.returncode for process in running] == [143, 143], said
     spoken = lambda text: [line for line in text.splitlines() if not line.startswith("[Gloo]")]
     assert "stopped at step" in said[0][1] and not spoken(said[1][0]) and "training" not in said[1][1]
     assert not list((data / "folder").rglob("*.lock"))
 
-    running = processes("--resume", str(two))
-    said = [process.communicate(timeout=120) for process in running]
+    with processes("--resume", str(two)) as running:
+        said = [process.communicate(timeout=240) for process in running]
     assert [process.returncode for process in running] == [0, 0], said
     assert "report:" in said[0][0] and not spoken(said[1][0])
     expected, found = losses(one), losses(two)
