@@ -1,10 +1,13 @@
 """What a run keeps, caches, and how a command ends."""
 
+import fcntl
 import functools
 import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +105,26 @@ def test_features_go_on_where_they_were_interrupted(split, monkeypatch):
     for read in (take, lambda: features.find(split, configuration, params, batch_stats)):
         with pytest.raises(errors.UserError, match="cached features .*npy cannot be read .*; delete the file"):
             read()
+
+
+def test_features_that_another_process_computes_are_waited_for(split, capsys):
+    configuration = config.load(None, ["data.size=32", f"data.dir={split.path.parents[2]}"])
+    model = captioner.build(configuration, 10)
+    params, batch_stats = jax.jit(model.init, static_argnums=1)(jax.random.PRNGKey(0), 32)
+    path = features.cache_path(split, configuration, params, batch_stats)
+    path.parent.mkdir()
+    with ThreadPoolExecutor() as pool:
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            waiting = pool.submit(features.cached, split, configuration, model, params, batch_stats, parallel.Parallel(), batch_size=16)
+            said = ""
+            while "waiting for another process" not in said and not waiting.done():
+                said += capsys.readouterr().err
+                time.sleep(0.01)
+            assert not waiting.done() and not path.exists()
+            np.save(path, np.full((40, 1, 2), 7, np.float32))  # the other one is done
+        assert (waiting.result() == 7).all()
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_features_of_several_views_are_those_of_the_photo_and_its_distortions(split):
