@@ -13,7 +13,7 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxcap import encoders
-from jaxcap.encoders import densenet, inception, inception_resnet_v2, inception_v2, layers
+from jaxcap.encoders import densenet, inception, inception_resnet_v2, inception_v2, layers, winograd
 from jaxcap.encoders.efficientnet_lite import EfficientNetLite
 from jaxcap.encoders.layers import BatchNorm, ConvBN
 from jaxcap.errors import UserError
@@ -175,6 +175,47 @@ def test_depthwise_and_its_gradients_equal_the_ordinary_convolution(kernel, stri
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
     for one, other in zip(our_gradient(jnp.sin(ours)), their_gradient(jnp.sin(ours)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-5)
+
+
+def ordinary(x_BHWC, kernel, padding):
+    return lax.conv_general_dilated(x_BHWC, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 0), (1, 3))])
+@pytest.mark.parametrize("size", [(7, 8), (8, 7), (3, 4)])
+def test_winograds_convolution_and_its_gradients_equal_the_ordinary_one(size, padding):
+    """In float64, and so to the digit: odd and even sides, and tiles that reach beyond the edge."""
+    random = np.random.default_rng(0)
+    with jax.enable_x64():
+        x_BHWC, kernel = jnp.asarray(random.normal(size=(2, *size, 5))), jnp.asarray(random.normal(size=(3, 3, 5, 4)))
+        ours, our_gradient = jax.vjp(lambda x, k: winograd.convolve(x, k, padding), x_BHWC, kernel)
+        theirs, their_gradient = jax.vjp(lambda x, k: ordinary(x, k, padding), x_BHWC, kernel)
+        np.testing.assert_allclose(ours, theirs, atol=1e-12)
+        for one, other in zip(our_gradient(jnp.sin(ours)), their_gradient(jnp.sin(ours)), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-12)
+
+
+def test_winograds_convolution_is_used_on_cpus_where_it_pays_and_is_as_exact_as_float32_allows():
+    random = np.random.default_rng(0)
+    x_BHWC, kernel = random.normal(size=(1, 60, 57, 64)), random.normal(size=(3, 3, 64, 32))
+    with jax.enable_x64():
+        exact = np.asarray(ordinary(jnp.asarray(x_BHWC), jnp.asarray(kernel), "VALID"))
+    x_BHWC, kernel = jnp.float32(x_BHWC), jnp.float32(kernel)
+    compute = jax.jit(lambda x, k: layers.convolve(x, k, 1, "VALID"))
+    error, plain_error = (np.abs(np.asarray(y) - exact).max() for y in (compute(x_BHWC, kernel), ordinary(x_BHWC, kernel, "VALID")))
+    assert error < 4 * plain_error + 1e-6 * np.abs(exact).max()
+
+    def convolutions(x, k, stride=1, platform="cpu"):
+        traced = jax.jit(lambda x, k: layers.convolve(x, k, stride, "VALID")).trace(x, k)
+        return traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.convolution")
+
+    assert convolutions(x_BHWC, kernel) == 0
+    assert convolutions(x_BHWC, kernel, platform="cuda") == convolutions(x_BHWC, kernel, platform="tpu") == 1
+    assert convolutions(x_BHWC[:, :40], kernel) == 1  # a small map
+    assert convolutions(x_BHWC[..., :3], kernel[:, :, :3]) == 1  # the colours of a photo
+    assert convolutions(x_BHWC, kernel, stride=2) == 1
+    assert convolutions(x_BHWC, jnp.zeros((5, 5, 64, 32))) == 1
+    assert convolutions(x_BHWC.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)) == 1
 
 
 @pytest.mark.parametrize("length", range(3, 12))
