@@ -233,6 +233,26 @@ def test_pools_equal_flax_and_pytorchs_rule(length):
         np.testing.assert_allclose(layers.average_pool(x_BHWC, whole), flax, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("padding", ["VALID", "SAME", "CEIL", ((1, 1), (1, 1))])
+@pytest.mark.parametrize(("size", "stride"), [(3, 2), (2, 2), (3, 1), (5, 2)])
+def test_gradients_of_pools_equal_flaxs(size, stride, padding):
+    """Of equal pixels the first has it; so says flax too. A ReLU before the pool takes what pixels of 0 have."""
+    random = np.random.default_rng(0)
+    for shape in ((2, 9, 10, 3), (1, 12, 7, 2)):
+        x_BHWC = jnp.asarray(random.integers(-2, 4, shape), jnp.float32)  # many equal
+        flax_padding = tuple((0, layers._reach(n, size, stride)) for n in shape[1:3]) if padding == "CEIL" else padding
+        ours, our_gradient = jax.vjp(lambda x: layers.max_pool(nn.relu(x), size, stride, padding), x_BHWC)
+        theirs, their_gradient = jax.vjp(lambda x: nn.max_pool(nn.relu(x), (size, size), (stride, stride), flax_padding), x_BHWC)
+        np.testing.assert_array_equal(ours, theirs)
+        dy = jnp.asarray(random.normal(size=ours.shape), jnp.float32)
+        np.testing.assert_allclose(our_gradient(dy)[0], their_gradient(dy)[0], atol=1e-6)
+        for whole in (False, True):
+            ours, our_gradient = jax.vjp(lambda x: layers.average_pool(x, whole), x_BHWC)
+            _, their_gradient = jax.vjp(lambda x: nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=whole), x_BHWC)
+            dy = jnp.asarray(random.normal(size=ours.shape), jnp.float32)
+            np.testing.assert_allclose(our_gradient(dy)[0], their_gradient(dy)[0], atol=1e-6)
+
+
 class Tiny(nn.Module):
     """Two convolutions, one of them depthwise, and a batch norm by itself between them."""
 

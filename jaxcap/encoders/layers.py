@@ -5,7 +5,6 @@ matrix product and as arithmetic on shifted slices, and 3×3 convolutions of lar
 multiplications, so on CPU they are written that way. Other backends get the ordinary operations.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -197,7 +196,7 @@ def max_pool(x_BHWC, size: int = 3, stride: int = 2, padding: Padding = "VALID")
         padding = tuple((0, _reach(length, size, stride)) for length in x_BHWC.shape[1:3])
     return lax.platform_dependent(
         x_BHWC,
-        cpu=lambda x_BHWC: functools.reduce(jnp.maximum, shifted.windows(x_BHWC, (size, size), stride, padding)),
+        cpu=lambda x_BHWC: shifted.max_pool(x_BHWC, size, stride, padding),
         default=lambda x_BHWC: nn.max_pool(x_BHWC, (size, size), (stride, stride), padding))
 
 
@@ -212,7 +211,7 @@ def average_pool(x_BHWC, whole_windows: bool = False):
     """Mean over 3×3 windows, stride 1, of the same size; pixels beyond the edge count as 0 in `whole_windows`, else not."""
     ones_1HW1 = np.ones((1, *x_BHWC.shape[1:3], 1), np.float32)
     count_1HW1 = np.float32(9) if whole_windows else sum(shifted.windows(ones_1HW1, (3, 3), 1, "SAME"))
-    return sum(shifted.windows(x_BHWC, (3, 3), 1, "SAME")) * (1 / count_1HW1).astype(x_BHWC.dtype)
+    return shifted.sums(x_BHWC) * (1 / count_1HW1).astype(x_BHWC.dtype)
 
 
 def require(image_BHWC, smallest: int) -> None:

@@ -1,10 +1,11 @@
 """Windowed operations as arithmetic on shifted slices: what XLA's CPU backend is fast at.
 
-Its depthwise convolution, and the gradients of one, take ten to fifty times as long.
+Its depthwise convolution, and the gradients of one, take ten to fifty times as long, and so does what it makes of the gradient of
+shifted slices itself: gradients are written out.
 """
 
 from collections.abc import Iterator
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,56 @@ def _depthwise_backward(stride, padding, residuals, dy_BHWC):
 
 
 depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+@jax.custom_vjp
+def sums(x_BHWC):
+    """The sum of the 3×3 pixels about each; those beyond the edge count as 0. Its gradient is the same sum."""
+    return sum(windows(x_BHWC, (3, 3), 1, "SAME"))
+
+
+sums.defvjp(lambda x_BHWC: (sums(x_BHWC), None), lambda _, dy_BHWC: (sums(dy_BHWC),))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def max_pool(x_BHWC, size: int, stride: int, padding):
+    """Maximum over windows at most `size` apart; what lies beyond the edge counts as 0. Of equal pixels the first has the gradient."""
+    return reduce(jnp.maximum, windows(x_BHWC, (size, size), stride, padding))
+
+
+def _max_pool_forward(x_BHWC, size, stride, padding):
+    return max_pool(x_BHWC, size, stride, padding), x_BHWC
+
+
+def _max_pool_backward(size, stride, padding, x_BHWC, dy_BHWC):
+    """Pixels that stand alike to the stride are computed together: the same positions of the windows see them."""
+    largest, winner = None, jnp.zeros(dy_BHWC.shape, jnp.int32)
+    for position, seen in enumerate(windows(x_BHWC, (size, size), stride, padding)):
+        winner = winner if largest is None else jnp.where(seen > largest, position, winner)
+        largest = seen if largest is None else jnp.maximum(largest, seen)
+    reach = (size - 1) // stride  # windows before the one at a pixel that see it too
+    margins = ((0, 0), (reach, reach + 1), (reach, reach + 1), (0, 0))
+    winner, dy_BHWC = jnp.pad(winner, margins, constant_values=-1), jnp.pad(dy_BHWC, margins)
+    height, width = (length - reach for length in dy_BHWC.shape[1:3])
+
+    def of_pixels(row, column):
+        total = 0
+        for i in range(row, size, stride):
+            for j in range(column, size, stride):
+                top, left = reach - i // stride, reach - j // stride
+                window = (slice(None), slice(top, top + height), slice(left, left + width))
+                total += jnp.where(winner[window] == i * size + j, dy_BHWC[window], 0)
+        return total
+
+    dx = jnp.stack([jnp.stack([of_pixels(i, j) for j in range(stride)], axis=3) for i in range(stride)], axis=2)
+    dx_BHWC = dx.reshape(len(x_BHWC), stride * height, stride * width, -1)
+    (top, _), (left, _) = _pads(x_BHWC, (size, size), stride, padding)
+    beyond = [max(start + length - have, 0) for start, length, have in zip((top, left), x_BHWC.shape[1:3], dx_BHWC.shape[1:3])]
+    dx_BHWC = jnp.pad(dx_BHWC, ((0, 0), (0, beyond[0]), (0, beyond[1]), (0, 0)))  # what no window reaches
+    return (dx_BHWC[:, top:top + x_BHWC.shape[1], left:left + x_BHWC.shape[2]],)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def _dx(x_BHWC, kernel_hwC, stride, padding, dy_BHWC):
