@@ -13,7 +13,7 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxcap import encoders
-from jaxcap.encoders import densenet, inception, inception_resnet_v2, inception_v2, layers, winograd
+from jaxcap.encoders import dense, densenet, inception, inception_resnet_v2, inception_v2, layers, winograd
 from jaxcap.encoders.efficientnet_lite import EfficientNetLite
 from jaxcap.encoders.layers import BatchNorm, ConvBN
 from jaxcap.errors import UserError
@@ -177,22 +177,45 @@ def test_depthwise_and_its_gradients_equal_the_ordinary_convolution(kernel, stri
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-5)
 
 
-def ordinary(x_BHWC, kernel, padding):
-    return lax.conv_general_dilated(x_BHWC, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def ordinary(x_BHWC, kernel, padding, stride=1):
+    return lax.conv_general_dilated(x_BHWC, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 0), (1, 3))])
 @pytest.mark.parametrize("size", [(7, 8), (8, 7), (3, 4)])
-def test_winograds_convolution_and_its_gradients_equal_the_ordinary_one(size, padding):
+def test_winograds_convolution_equals_the_ordinary_one(size, padding):
     """In float64, and so to the digit: odd and even sides, and tiles that reach beyond the edge."""
     random = np.random.default_rng(0)
     with jax.enable_x64():
         x_BHWC, kernel = jnp.asarray(random.normal(size=(2, *size, 5))), jnp.asarray(random.normal(size=(3, 3, 5, 4)))
-        ours, our_gradient = jax.vjp(lambda x, k: winograd.convolve(x, k, padding), x_BHWC, kernel)
-        theirs, their_gradient = jax.vjp(lambda x, k: ordinary(x, k, padding), x_BHWC, kernel)
+        np.testing.assert_allclose(winograd.convolve(x_BHWC, kernel, padding), ordinary(x_BHWC, kernel, padding), atol=1e-12)
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 0), (1, 2))])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("kernel_size", [(3, 3), (1, 7), (5, 3), (4, 4), (1, 1)])
+def test_gradients_of_convolutions_on_cpus_equal_the_ordinary_ones(kernel_size, stride, padding):
+    """In float64; paddings that reach less far than the kernel."""
+    padding = padding if min(kernel_size) > 2 else ((0, 0), (0, 0)) if padding != "SAME" else padding
+    random = np.random.default_rng(0)
+    with jax.enable_x64():
+        x_BHWC, kernel = jnp.asarray(random.normal(size=(2, 8, 9, 5))), jnp.asarray(random.normal(size=(*kernel_size, 5, 4)))
+        ours, our_gradient = jax.vjp(lambda x, k: dense.convolve(x, k, stride, padding), x_BHWC, kernel)
+        theirs, their_gradient = jax.vjp(lambda x, k: ordinary(x, k, padding, stride), x_BHWC, kernel)
         np.testing.assert_allclose(ours, theirs, atol=1e-12)
         for one, other in zip(our_gradient(jnp.sin(ours)), their_gradient(jnp.sin(ours)), strict=True):
             np.testing.assert_allclose(one, other, atol=1e-12)
+
+
+def test_a_step_on_a_cpu_has_no_convolution_for_the_gradient_of_a_kernel():
+    """It would be a third one; elsewhere it is, and is fast."""
+    def convolutions(platform):
+        gradients = jax.jit(jax.grad(lambda x, k: jnp.sin(layers.convolve(x, k)).sum(), argnums=(0, 1)))
+        traced = gradients.trace(jnp.zeros((1, 8, 8, 16)), jnp.zeros((3, 3, 16, 16)))
+        return traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.convolution")
+
+    assert convolutions("cpu") == 2
+    assert convolutions("cuda") == convolutions("tpu") == 3
 
 
 def test_winograds_convolution_is_used_on_cpus_where_it_pays_and_is_as_exact_as_float32_allows():

@@ -1,8 +1,9 @@
 """Convolution + batch norm + activation, the brick that every published encoder here is built of, and pooling.
 
 XLA's CPU backend runs 1×1 and depthwise convolutions and pooling far slower than the same arithmetic written as a
-matrix product and as arithmetic on shifted slices, and 3×3 convolutions of large maps slower than with fewer
-multiplications, so on CPU they are written that way. Other backends get the ordinary operations.
+matrix product and as arithmetic on shifted slices, 3×3 convolutions of large maps slower than with fewer
+multiplications, and gradients of kernels slower than as matrix products, so on CPU they are written that way. Other
+backends get the ordinary operations.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from flax import linen as nn
 from jax import lax
 
 from jaxcap import products
-from jaxcap.encoders import shifted, winograd
+from jaxcap.encoders import dense, shifted
 from jaxcap.errors import UserError
 
 BatchNormMode = Literal["inference", "batch", "sync", "folded"]
@@ -173,8 +174,8 @@ def convolve(x_BHWC, kernel, stride: int = 1, padding: Padding = "SAME"):
     def matrix_product(x_BHWC, kernel):
         return products.matmul(x_BHWC, kernel[0, 0])
 
-    def few_products(x_BHWC, kernel):
-        return winograd.convolve(x_BHWC, kernel, padding)
+    def ungrouped(x_BHWC, kernel):
+        return dense.convolve(x_BHWC, kernel, stride, padding)
 
     def depthwise(x_BHWC, kernel):
         return shifted.depthwise(x_BHWC, kernel[:, :, 0], stride, padding)
@@ -183,8 +184,8 @@ def convolve(x_BHWC, kernel, stride: int = 1, padding: Padding = "SAME"):
         on_cpu = matrix_product
     elif groups == channels > 1:
         on_cpu = depthwise
-    elif groups == 1 and winograd.pays(x_BHWC.shape, kernel.shape, stride, x_BHWC.dtype):
-        on_cpu = few_products
+    elif groups == 1 and x_BHWC.dtype == kernel.dtype:
+        on_cpu = ungrouped
     else:
         return ordinary(x_BHWC, kernel)
     return lax.platform_dependent(x_BHWC, kernel, cpu=on_cpu, default=ordinary)

@@ -4,7 +4,7 @@ Its depthwise convolution, and the gradients of one, take ten to fifty times as 
 shifted slices itself: gradients are written out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial, reduce
 
 import jax
@@ -85,7 +85,7 @@ def _max_pool_backward(size, stride, padding, x_BHWC, dy_BHWC):
 
     dx = jnp.stack([jnp.stack([of_pixels(i, j) for j in range(stride)], axis=3) for i in range(stride)], axis=2)
     dx_BHWC = dx.reshape(len(x_BHWC), stride * height, stride * width, -1)
-    (top, _), (left, _) = _pads(x_BHWC, (size, size), stride, padding)
+    (top, _), (left, _) = pads(x_BHWC, (size, size), stride, padding)
     beyond = [max(start + length - have, 0) for start, length, have in zip((top, left), x_BHWC.shape[1:3], dx_BHWC.shape[1:3])]
     dx_BHWC = jnp.pad(dx_BHWC, ((0, 0), (0, beyond[0]), (0, beyond[1]), (0, 0)))  # what no window reaches
     return (dx_BHWC[:, top:top + x_BHWC.shape[1], left:left + x_BHWC.shape[2]],)
@@ -97,12 +97,12 @@ max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 def _dx(x_BHWC, kernel_hwC, stride, padding, dy_BHWC):
     """The convolution of dy, spread out by the stride, with the kernel turned by 180°."""
     size = kernel_hwC.shape[:2]
-    pads = []
-    for axis, (low, _) in enumerate(_pads(x_BHWC, size, stride, padding), start=1):
+    around = []
+    for axis, (low, _) in enumerate(pads(x_BHWC, size, stride, padding), start=1):
         spread = (dy_BHWC.shape[axis] - 1) * stride + 1
         low = size[axis - 1] - 1 - low
-        pads.append((low, x_BHWC.shape[axis] + size[axis - 1] - 1 - low - spread, stride - 1))
-    spread_BHWC = lax.pad(dy_BHWC, jnp.zeros((), dy_BHWC.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
+        around.append((low, x_BHWC.shape[axis] + size[axis - 1] - 1 - low - spread, stride - 1))
+    spread_BHWC = lax.pad(dy_BHWC, jnp.zeros((), dy_BHWC.dtype), ((0, 0, 0), *around, (0, 0, 0)))
     return depthwise(spread_BHWC, kernel_hwC[::-1, ::-1], 1, "VALID")
 
 
@@ -123,10 +123,11 @@ def _dkernel(x_BHWC, kernel_hwC, stride, padding, dy_BHWC):
 
 
 def _padded(x_BHWC, size, stride, padding):
-    return jnp.pad(x_BHWC, ((0, 0), *_pads(x_BHWC, size, stride, padding), (0, 0)))
+    return jnp.pad(x_BHWC, ((0, 0), *pads(x_BHWC, size, stride, padding), (0, 0)))
 
 
-def _pads(x_BHWC, size, stride, padding):
+def pads(x_BHWC, size: tuple[int, int], stride: int, padding) -> Sequence[tuple[int, int]]:
+    """`padding` in pixels: ((above, below), (left, right))."""
     if not isinstance(padding, str):
         return padding
     return lax.padtype_to_pads(x_BHWC.shape[1:3], size, (stride, stride), padding)
