@@ -6,7 +6,8 @@ takes 36. In float32 the two differ by about as much as sums in another order do
 """
 
 import jax.numpy as jnp
-from jax import lax
+
+from jaxcap.encoders import shifted
 
 SMALLEST = 56  # pixels a side; on smaller maps the additions and the transformed kernel cost what the products save
 CHANNELS = 16  # fewer make products too thin to gain by
@@ -20,7 +21,7 @@ def pays(shape_BHWC: tuple[int, ...], shape_hwIO: tuple[int, ...], stride: int, 
 
 def convolve(x_BHWC, kernel_hwIO, padding):
     """3×3 convolution of stride 1: x_BHWC → y_BHWO. `padding` is "SAME", "VALID" or ((above, below), (left, right))."""
-    pads = lax.padtype_to_pads(x_BHWC.shape[1:3], (3, 3), (1, 1), padding) if isinstance(padding, str) else padding
+    pads = shifted.pads(x_BHWC, (3, 3), 1, padding)
     height, width = (length + sum(pad) - 2 for length, pad in zip(x_BHWC.shape[1:3], pads))
     down, across = -(-height // 2), -(-width // 2)  # tiles
     x_BHWC = jnp.pad(x_BHWC, ((0, 0), *((low, high + length % 2) for (low, high), length in zip(pads, (height, width))), (0, 0)))
