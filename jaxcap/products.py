@@ -34,7 +34,7 @@ def dtypes(asked: str) -> tuple[jnp.dtype, jnp.dtype | None]:
 
 def matmul(x: Array, kernel_IJ: Array) -> Array:
     """x [..., I] @ kernel, of the type of x."""
-    return _matmul(x, kernel_IJ) if _rounds(x, kernel_IJ) else x @ kernel_IJ
+    return _matmul(x, kernel_IJ) if rounds(x, kernel_IJ) else x @ kernel_IJ
 
 
 def summed(x: Array, kernel_IJ: Array) -> Array:
@@ -44,15 +44,15 @@ def summed(x: Array, kernel_IJ: Array) -> Array:
 
 def back(d_y: Array, kernel_IJ: Array) -> Array:
     """The gradient [..., I] of x in `matmul`, for gradients that are written out."""
-    if not _rounds(d_y, kernel_IJ):
+    if not rounds(d_y, kernel_IJ):
         return d_y @ kernel_IJ.T
     return jnp.einsum("...j,ij->...i", d_y.astype(kernel_IJ.dtype), kernel_IJ, preferred_element_type=d_y.dtype)
 
 
 def into_kernel(x: Array, d_y: Array, kernel_IJ: Array) -> Array:
     """The gradient of the kernel in `matmul`, summed over all leading axes, in float32."""
-    if not _rounds(x, kernel_IJ):
-        leading = "tbc"[:x.ndim - 1]
+    if not rounds(x, kernel_IJ):
+        leading = "bhw"[:x.ndim - 1]
         return jnp.einsum(f"{leading}i,{leading}j->ij", x, d_y, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
     x_NI, d_y_NJ = (array.astype(kernel_IJ.dtype).reshape(-1, array.shape[-1]) for array in (x, d_y))
     # XLA makes a transposed factor part of the product, and its bfloat16 routine takes none. A row of zeros keeps them apart.
@@ -60,7 +60,8 @@ def into_kernel(x: Array, d_y: Array, kernel_IJ: Array) -> Array:
     return jnp.matmul(x_IN, d_y_NJ, preferred_element_type=x.dtype)
 
 
-def _rounds(x: Array, kernel: Array) -> bool:
+def rounds(x: Array, kernel: Array) -> bool:
+    """Whether the product of these rounds x."""
     return x.dtype == jnp.float32 and kernel.dtype == jnp.bfloat16
 
 

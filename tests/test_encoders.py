@@ -193,18 +193,42 @@ def test_winograds_convolution_equals_the_ordinary_one(size, padding):
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 0), (1, 2))])
 @pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("kernel_size", [(3, 3), (1, 7), (5, 3), (4, 4), (1, 1)])
-def test_gradients_of_convolutions_on_cpus_equal_the_ordinary_ones(kernel_size, stride, padding):
-    """In float64; paddings that reach less far than the kernel."""
+@pytest.mark.parametrize(("kernel_size", "out"), [((3, 3), 4), ((3, 3), 32), ((1, 7), 4), ((1, 7), 130), ((3, 1), 130), ((5, 3), 4), ((4, 4), 4),
+                                                  ((1, 1), 4), ((1, 1), 32)])
+def test_convolutions_on_cpus_and_their_gradients_equal_the_ordinary_ones(kernel_size, out, stride, padding):
+    """In float64; every form, and paddings that reach less far than the kernel."""
     padding = padding if min(kernel_size) > 2 else ((0, 0), (0, 0)) if padding != "SAME" else padding
     random = np.random.default_rng(0)
     with jax.enable_x64():
-        x_BHWC, kernel = jnp.asarray(random.normal(size=(2, 8, 9, 5))), jnp.asarray(random.normal(size=(*kernel_size, 5, 4)))
+        x_BHWC, kernel = jnp.asarray(random.normal(size=(2, 8, 9, 5))), jnp.asarray(random.normal(size=(*kernel_size, 5, out)))
         ours, our_gradient = jax.vjp(lambda x, k: dense.convolve(x, k, stride, padding), x_BHWC, kernel)
         theirs, their_gradient = jax.vjp(lambda x, k: ordinary(x, k, padding, stride), x_BHWC, kernel)
         np.testing.assert_allclose(ours, theirs, atol=1e-12)
         for one, other in zip(our_gradient(jnp.sin(ours)), their_gradient(jnp.sin(ours)), strict=True):
             np.testing.assert_allclose(one, other, atol=1e-12)
+
+
+def convolutions(x, kernel, stride=1, padding="SAME", platform="cpu"):
+    """How many of XLA's own convolutions a program has that convolves so."""
+    traced = jax.jit(lambda x, k: layers.convolve(x, k, stride, padding)).trace(x, kernel)
+    return traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.convolution")
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride", "dtype", "on_cpu"), [
+    (17, (1, 7, 160, 160), 1, jnp.float32, 0),  # a product with all taps
+    (17, (1, 7, 128, 128), 1, jnp.float32, 1),  # too thin
+    (17, (3, 3, 160, 160), 1, jnp.float32, 1),
+    (17, (3, 3, 160, 160), 1, jnp.bfloat16, 0),  # the kernel alone in bfloat16
+    (17, (3, 3, 32, 160), 1, jnp.bfloat16, 1),
+    (60, (5, 5, 64, 32), 1, jnp.bfloat16, 1),  # a large map
+    (35, (3, 3, 16, 32), 2, jnp.float32, 0),  # a product of columns
+    (35, (3, 3, 16, 24), 2, jnp.float32, 1),
+    (35, (7, 7, 3, 64), 2, jnp.float32, 1),
+])
+def test_the_form_of_a_convolution_on_a_cpu(size, kernel, stride, dtype, on_cpu):
+    x, kernel = jnp.zeros((1, size, size, kernel[2])), jnp.zeros(kernel, dtype)
+    assert convolutions(x, kernel, stride) == on_cpu
+    assert convolutions(x, kernel, stride, platform="cuda") == convolutions(x, kernel, stride, platform="tpu") == 1
 
 
 def test_a_step_on_a_cpu_has_no_convolution_for_the_gradient_of_a_kernel():
@@ -228,17 +252,13 @@ def test_winograds_convolution_is_used_on_cpus_where_it_pays_and_is_as_exact_as_
     error, plain_error = (np.abs(np.asarray(y) - exact).max() for y in (compute(x_BHWC, kernel), ordinary(x_BHWC, kernel, "VALID")))
     assert error < 4 * plain_error + 1e-6 * np.abs(exact).max()
 
-    def convolutions(x, k, stride=1, platform="cpu"):
-        traced = jax.jit(lambda x, k: layers.convolve(x, k, stride, "VALID")).trace(x, k)
-        return traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.convolution")
-
-    assert convolutions(x_BHWC, kernel) == 0
-    assert convolutions(x_BHWC, kernel, platform="cuda") == convolutions(x_BHWC, kernel, platform="tpu") == 1
-    assert convolutions(x_BHWC[:, :40], kernel) == 1  # a small map
-    assert convolutions(x_BHWC[..., :3], kernel[:, :, :3]) == 1  # the colours of a photo
-    assert convolutions(x_BHWC, kernel, stride=2) == 1
-    assert convolutions(x_BHWC, jnp.zeros((5, 5, 64, 32))) == 1
-    assert convolutions(x_BHWC.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)) == 1
+    count = functools.partial(convolutions, padding="VALID")
+    assert count(x_BHWC, kernel) == 0
+    assert count(x_BHWC, kernel, platform="cuda") == count(x_BHWC, kernel, platform="tpu") == 1
+    assert count(x_BHWC[:, :40], kernel) == 1  # a small map
+    assert count(x_BHWC[..., :3], kernel[:, :, :3]) == 1  # the colours of a photo
+    assert count(x_BHWC, jnp.zeros((5, 5, 64, 32))) == 1
+    assert count(x_BHWC.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)) == 1
 
 
 @pytest.mark.parametrize("length", range(3, 12))

@@ -12,6 +12,7 @@ from benchmarks.workload import KINDS
 from jaxcap import captioner as captioners
 from jaxcap import config as configs
 from jaxcap import inference, products
+from jaxcap.encoders import dense
 from jaxcap.parallel import Parallel
 
 needs_instructions = pytest.mark.skipif(jax.default_backend() != "cpu" or not products.instructions(),
@@ -39,6 +40,34 @@ def test_a_float32_array_and_a_bfloat16_kernel_are_multiplied_as_rounded_numbers
     np.testing.assert_allclose(products.into_kernel(x, d_y, kernel_IJ), exact_d_kernel_IJ, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(d_kernel_IJ.astype(jnp.float32), exact_d_kernel_IJ, rtol=5e-3, atol=1e-3)
     assert not np.allclose(y, x @ kernel_IJ.astype(jnp.float32), rtol=1e-5, atol=1e-5)  # x is rounded, too
+
+
+@needs_instructions
+@pytest.mark.parametrize(("side", "kernel_size", "channels", "stride", "near"), [
+    (9, (3, 3), 64, 1, 1e-5), (9, (1, 7), 64, 1, 1e-5), (9, (3, 3), 64, 2, 1e-5), (56, (3, 3), 64, 1, 5e-3)],
+    ids=["taps", "a row of taps", "columns", "Winograd"])
+def test_a_convolution_by_a_bfloat16_kernel_is_one_of_rounded_numbers(side, kernel_size, channels, stride, near):
+    """near: of Winograd's, which rounds what it has transformed, in its own way."""
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.standard_normal((2, side, side + 1, channels), np.float32))
+    kernel = jnp.asarray(random.standard_normal((*kernel_size, channels, 64), np.float32) / 24).astype(jnp.bfloat16)
+
+    def ordinary(x, kernel):
+        return dense.ordinary(x, kernel, stride, "SAME")
+
+    y, pull = jax.vjp(lambda x, k: dense.convolve(x, k, stride, "SAME"), x, kernel)
+    exact, exact_pull = jax.vjp(ordinary, near_bfloat16(x), kernel.astype(jnp.float32))
+    dy = jnp.sin(9 * exact)
+    dx, dkernel = pull(dy)
+    exact_dx, exact_dkernel = exact_pull(near_bfloat16(dy))
+    assert y.dtype == dx.dtype == jnp.float32 and dkernel.dtype == jnp.bfloat16
+
+    def apart(one, other):
+        return np.linalg.norm(one - other) / np.linalg.norm(other)
+
+    assert apart(y, exact) < near and apart(y, ordinary(x, kernel.astype(jnp.float32))) > 1e-3
+    assert apart(dx, exact_dx) < (1e-5 if stride == 1 and side < 56 else 5e-3)  # others are not rounded
+    assert apart(np.float32(dkernel), exact_dkernel) < 5e-3
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -104,7 +133,7 @@ def test_a_step_is_near_the_float32_one(kind, changes, batch):
 
 @needs_instructions
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "inception_v3"])
-def test_an_encoders_pointwise_convolutions_are_rounded(name):
+def test_an_encoders_convolutions_are_rounded(name):
     config = configs.change(workload.settings(tiny=True).config, {"encoder.name": name, "encoder.size": 96, "data.size": 96})
     captioner = captioners.build(config, 20)
     params, batch_stats = jax.jit(captioner.init, static_argnums=1)(jax.random.key(0), 96)

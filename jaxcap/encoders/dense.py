@@ -1,6 +1,10 @@
-"""Ungrouped convolutions for CPUs: of large maps by Winograd, and with the gradient of the kernel as one matrix product a tap.
+"""Ungrouped convolutions for CPUs, in the form that XLA's CPU backend is fastest at, and with gradients written out.
 
-XLA's CPU backend computes that gradient as a convolution by a kernel the size of the map, in batches mostly at a sixth to three quarters of the speed.
+XLA's own convolution reaches half of what its matrix products do where it has a stride, and less than that for kernels of one row or
+column; the gradient of a kernel it computes as a convolution by a kernel the size of the map, in batches mostly at a sixth to three
+quarters of the speed. So large maps go by Winograd, and where it pays the rest is one matrix product: strided convolutions of the
+columns that the kernel sees (Chellapilla et al. 2006), others of every pixel with all taps of the kernel, whose results are then added
+where they belong. `python -m benchmarks.convolutions` tells what each takes.
 """
 
 from functools import partial
@@ -9,15 +13,33 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxcap import products
 from jaxcap.encoders import shifted, winograd
+
+ROUNDED_CHANNELS = 64  # from here on products of factors in bfloat16 pay
+THIN_CHANNELS = 128  # up to here XLA's own convolution by a single row or column is the faster one in float32
+
+
+def is_factor(shape: tuple[int, ...]) -> bool:
+    """Whether a kernel of this shape is a factor that a CPU multiplies faster in bfloat16 (`jaxcap.products`): [1, 1, in, out], or
+    [height, width, in, out] with many channels, ungrouped."""
+    return shape[:2] == (1, 1) or len(shape) == 4 and shape[2] >= ROUNDED_CHANNELS
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(x_BHWC, kernel_hwIO, stride: int, padding):
-    """x_BHWC → y_BHWO. `padding` is "SAME", "VALID" or ((above, below), (left, right))."""
+    """x_BHWC → y_BHWO. `padding` is "SAME", "VALID" or ((above, below), (left, right)); a kernel in bfloat16 rounds x in products."""
     if winograd.pays(x_BHWC.shape, kernel_hwIO.shape, stride, x_BHWC.dtype):
         return winograd.convolve(x_BHWC, kernel_hwIO, padding)
-    return _ordinary(x_BHWC, kernel_hwIO, stride, padding)
+    if stride > 1 and kernel_hwIO.shape[0] * kernel_hwIO.shape[1] <= 9 and kernel_hwIO.shape[3] >= 32:
+        return _of_columns(x_BHWC, kernel_hwIO, stride, padding)
+    return _unstrided(x_BHWC, kernel_hwIO, padding) if stride == 1 else ordinary(x_BHWC, kernel_hwIO, stride, padding)
+
+
+def ordinary(x_BHWC, kernel_hwIO, stride, padding, groups: int = 1):
+    """XLA's own convolution, in the type of x."""
+    return lax.conv_general_dilated(x_BHWC, kernel_hwIO.astype(x_BHWC.dtype), (stride, stride), padding,
+                                    dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups)
 
 
 def _forward(x_BHWC, kernel_hwIO, stride, padding):
@@ -26,25 +48,62 @@ def _forward(x_BHWC, kernel_hwIO, stride, padding):
 
 def _backward(stride, padding, saved, dy_BHWO):
     x_BHWC, kernel_hwIO = saved
-    (dx_BHWC,) = jax.vjp(lambda x_BHWC: _ordinary(x_BHWC, kernel_hwIO, stride, padding), x_BHWC)[1](dy_BHWO)
+    if stride == 1:
+        dx_BHWC = _unstrided(dy_BHWO, kernel_hwIO[::-1, ::-1].swapaxes(2, 3), _turned(x_BHWC, dy_BHWO, kernel_hwIO, padding))
+    else:
+        (dx_BHWC,) = jax.vjp(lambda x_BHWC: ordinary(x_BHWC, kernel_hwIO, stride, padding), x_BHWC)[1](dy_BHWO)
     return dx_BHWC, _dkernel(x_BHWC, kernel_hwIO, stride, padding, dy_BHWO)
 
 
 convolve.defvjp(_forward, _backward)
 
 
-def _ordinary(x_BHWC, kernel_hwIO, stride, padding):
-    return lax.conv_general_dilated(x_BHWC, kernel_hwIO, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def _unstrided(x_BHWC, kernel_hwIO, padding):
+    height, width, into, out = kernel_hwIO.shape
+    if products.rounds(x_BHWC, kernel_hwIO):
+        pays = into >= ROUNDED_CHANNELS and max(x_BHWC.shape[1:3]) < winograd.SMALLEST
+    else:
+        pays = 1 in (height, width) and height * width >= 3 and max(into, out) > THIN_CHANNELS
+    return _of_taps(x_BHWC, kernel_hwIO, padding) if pays else ordinary(x_BHWC, kernel_hwIO, 1, padding)
+
+
+def _of_columns(x_BHWC, kernel_hwIO, stride, padding):
+    """What a window sees is one row of the product's first factor."""
+    *size, _, out = kernel_hwIO.shape
+    seen = shifted.windows(x_BHWC.astype(kernel_hwIO.dtype), size, stride, padding)
+    return jnp.matmul(jnp.concatenate(list(seen), axis=-1), kernel_hwIO.reshape(-1, out), preferred_element_type=x_BHWC.dtype)
+
+
+def _of_taps(x_BHWC, kernel_hwIO, padding):
+    """Without a stride: every pixel times every tap, and each tap's share moved to the outputs that it is for."""
+    *size, into, out = kernel_hwIO.shape
+    pads = shifted.pads(x_BHWC, size, 1, padding)
+    lengths = [length + sum(pad) - side + 1 for length, pad, side in zip(x_BHWC.shape[1:3], pads, size)]
+    every_BHWN = products.matmul(x_BHWC, kernel_hwIO.transpose(2, 0, 1, 3).reshape(into, -1))
+
+    def moved(i, j):
+        tap = (i * size[1] + j) * out
+        lows = [low - at for (low, _), at in zip(pads, (i, j))]
+        around = [(low, to - have - low, 0) for low, to, have in zip(lows, lengths, x_BHWC.shape[1:3])]
+        return lax.pad(every_BHWN[..., tap:tap + out], jnp.zeros((), x_BHWC.dtype), ((0, 0, 0), *around, (0, 0, 0)))
+
+    return sum(moved(i, j) for i in range(size[0]) for j in range(size[1]))
+
+
+def _turned(x_BHWC, dy_BHWO, kernel_hwIO, padding):
+    """The padding with which dy, without a stride, meets the turned kernel to give x's gradient."""
+    size = kernel_hwIO.shape[:2]
+    lows = [low for low, _ in shifted.pads(x_BHWC, size, 1, padding)]
+    return [(side - 1 - low, low + have - left) for side, low, have, left in zip(size, lows, x_BHWC.shape[1:3], dy_BHWO.shape[1:3])]
 
 
 def _dkernel(x_BHWC, kernel_hwIO, stride, padding, dy_BHWO):
     """Each tap's gradient is the product of what it saw and dy; without a stride dy is shifted rather than x: that is faster."""
     size = kernel_hwIO.shape[:2]
     if stride == 1:
-        lows = [low for low, _ in shifted.pads(x_BHWC, size, stride, padding)]
-        around = [(length - 1 - low, low + have - left)
-                  for length, low, have, left in zip(size, lows, x_BHWC.shape[1:3], dy_BHWO.shape[1:3])]
+        around = _turned(x_BHWC, dy_BHWO, kernel_hwIO, padding)
         pairs = [(x_BHWC, dy) for dy in reversed(list(shifted.windows(dy_BHWO, size, 1, around)))]
     else:
         pairs = [(x, dy_BHWO) for x in shifted.windows(x_BHWC, size, stride, padding)]
-    return jnp.stack([jnp.einsum("bhwi,bhwo->io", x, dy) for x, dy in pairs]).reshape(kernel_hwIO.shape)
+    taps = [products.into_kernel(x, dy, kernel_hwIO[0, 0]) for x, dy in pairs]
+    return jnp.stack(taps).reshape(kernel_hwIO.shape).astype(kernel_hwIO.dtype)

@@ -2,8 +2,8 @@
 
 XLA's CPU backend runs 1×1 and depthwise convolutions and pooling far slower than the same arithmetic written as a
 matrix product and as arithmetic on shifted slices, 3×3 convolutions of large maps slower than with fewer
-multiplications, and gradients of kernels slower than as matrix products, so on CPU they are written that way. Other
-backends get the ordinary operations.
+multiplications, and strided ones, single rows or columns and gradients of kernels slower than as matrix products, so on
+CPU they are written that way. Other backends get the ordinary operations.
 """
 
 from collections.abc import Callable, Sequence
@@ -149,10 +149,10 @@ def siblings(x_BHWC, layers: Sequence[ConvBN]) -> list[jax.Array]:
 
 
 def rounded(params: dict, dtype: jnp.dtype | None) -> dict:
-    """The parameters with the kernels of 1×1 convolutions, which are matrix products, in `dtype` (`jaxcap.products`)."""
+    """The parameters with the kernels that are factors of matrix products in `dtype` (`jaxcap.products`, `dense.is_factor`)."""
 
     def of(path, leaf):
-        return leaf.astype(dtype) if path[-1].key == "kernel" and leaf.shape[:2] == (1, 1) else leaf
+        return leaf.astype(dtype) if path[-1].key == "kernel" and dense.is_factor(leaf.shape) else leaf
 
     return jax.tree_util.tree_map_with_path(of, params) if dtype else params
 
@@ -168,8 +168,7 @@ def convolve(x_BHWC, kernel, stride: int = 1, padding: Padding = "SAME"):
     groups = channels // kernel.shape[2]
 
     def ordinary(x_BHWC, kernel):
-        return lax.conv_general_dilated(x_BHWC, kernel.astype(x_BHWC.dtype), (stride, stride), padding,
-                                        dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups)
+        return dense.ordinary(x_BHWC, kernel, stride, padding, groups)
 
     def matrix_product(x_BHWC, kernel):
         return products.matmul(x_BHWC, kernel[0, 0])
@@ -184,7 +183,7 @@ def convolve(x_BHWC, kernel, stride: int = 1, padding: Padding = "SAME"):
         on_cpu = matrix_product
     elif groups == channels > 1:
         on_cpu = depthwise
-    elif groups == 1 and x_BHWC.dtype == kernel.dtype:
+    elif groups == 1:
         on_cpu = ungrouped
     else:
         return ordinary(x_BHWC, kernel)

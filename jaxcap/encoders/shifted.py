@@ -17,7 +17,7 @@ def windows(x_BHWC, size: tuple[int, int], stride: int, padding) -> Iterator[jax
 
     `padding` is "SAME", "VALID" or ((above, below), (left, right)).
     """
-    padded_BHWC = _padded(x_BHWC, size, stride, padding)
+    padded_BHWC = lax.optimization_barrier(_padded(x_BHWC, size, stride, padding))
     batch, height, width, channels = padded_BHWC.shape
     for i in range(size[0]):
         for j in range(size[1]):
