@@ -12,6 +12,8 @@
 #                           has succeeded is not run again
 #     FORCE=1               run it again all the same
 #     PARTS="decode ..."    only these parts
+#     PARTS=second          what a second call of nine minutes is for: the encoder's convolutions one by one beside cuDNN's, steps
+#                           with five captions a photo, and the cached step under other flags of XLA
 #     TINY=1                tiny sizes on any machine: tries this script and measures nothing
 #     PYTHON=python3        default: .venv/bin/python where there is one
 #
@@ -23,10 +25,13 @@ OUT=${OUT:-out}
 tiny=() steps=(--batch 32 256) decode=(--batch 256 32 1 --beam 3 1) fewer_kinds=() profiled=(cached_8 frozen joint) saturated=(joint cached)
 peers=(--kinds frozen joint cached beam
   --forms channels_last+graph+fused channels_last+compile+graph+fused graph+fused compile+graph+fused beam:graph)
+variants=(--kinds cached_8 --turns 2 --repeats 5 --limit 90) convolutions=(--batch 32 --passes forward input kernel --turns 3)
+[[ ${PARTS:-} == second ]] && PARTS="convolutions five variants"
 patience=1
 if [[ -n ${TINY:-} ]]; then
   tiny=(--tiny) steps=() decode=(--batch 2 --beam 3) fewer_kinds=(--kinds cached) profiled=(cached) saturated=(cached)
   peers=(--kinds cached --forms cached:eager)
+  variants=(--tiny --turns 1 --repeats 1 --only "recurrence in one piece") convolutions=(--encoder small_cnn --batch 2 --turns 1)
   patience=10 # for a machine that is busy with other things
   export JAX_DISABLE_MOST_OPTIMIZATIONS=1 JAX_PLATFORMS=cpu
 fi
@@ -70,6 +75,14 @@ fi
 part decode 50 decode "${decode[@]}" "${tiny[@]}"
 part training 25 training "${tiny[@]}"
 part profile 35 step_time --kinds "${profiled[@]}" --dtype bfloat16 --repeats 5 --profile "$scratch/trace" "${tiny[@]}"
+if [[ -n ${PARTS:-} ]]; then
+  peer=() && [[ -z ${TINY:-} ]] && "$PYTHON" -c 'import torch' 2> "$scratch/no_torch" && peer=(--peer)
+  part convolutions 120 convolutions "${convolutions[@]}" --dtype bfloat16 "${peer[@]}"
+  part five 70 step_time --kinds frozen_5 joint_5 --dtype bfloat16 "${tiny[@]}"
+  part variants 340 variants "${variants[@]}" --dtype bfloat16
+else
+  echo "== for a second call: PARTS=second"
+fi
 
 echo
 echo "== summary, $SECONDS s"

@@ -1,5 +1,7 @@
 """What `benchmarks.step_time` says of its results: heading, table, notes, comparison with earlier ones, time still to go."""
 
+from collections.abc import Sequence
+
 from benchmarks import timing, workload
 from benchmarks.timing import Peak, Timing, short
 
@@ -105,13 +107,15 @@ def to_go_s(done: list[dict], to_come: list[tuple[str, int]]) -> float:
     return total
 
 
-def heading(of: workload.Settings, about: dict, best: Peak | None, real: dict | None = None) -> str:
-    """What is measured, on what, and what it is set beside. real: of `real_input.Source`."""
+def heading(of: workload.Settings, about: dict, best: Peak | None, real: dict | None = None, overrides: Sequence[str] = ()) -> str:
+    """What is measured, on what, and what it is set beside. real: of `real_input.Source`. overrides: settings that are not im2txt's."""
     config = of.config
     lines = [
-        f"jaxcap, one step: {config.encoder.name} at {config.encoder.size} px out of {config.data.size} px uint8, LSTM "
+        f"jaxcap, one step: {config.encoder.name} at {config.encoder.size} px out of {config.data.size} px uint8, "
+        f"{config.decoder.name.upper()} "
         f"{config.decoder.hidden}, embedding {config.decoder.embedding}, {of.vocabulary:,} words, {of.tokens} tokens a "
         f"caption; {config.encoder.dtype}, {config.parallel}; random data",
+        *([f"NOT im2txt's settings: {' '.join(overrides)}"] if overrides else []),
         *([f"real input: {'; '.join(real.values())}; captions as for synthetic input"] if real else []),
         timing.describe(about),
         f"beside it: {', '.join(f'{who} {s} s' for who, s in THEN_S.items())} for 32 photos on {THEN_CARD}",

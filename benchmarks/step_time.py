@@ -87,14 +87,16 @@ def costs(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled | None, of:
     """What one device does in one step, by XLA's own count.
 
     gflop: of the program as it is handed to the compiler, so the same on every machine; a compiled one hides what it gives
-    to cuDNN and cuBLAS. XLA counts the body of a loop once: the LSTM's other T − 1 recurrent products are added here, and of a
+    to cuDNN and cuBLAS. XLA counts the body of a loop once: the recurrent products of the LSTM's other rounds are added here, and of a
     loss in chunks the other chunks' products.
     gb: read and written by the compiled step; without what cuDNN, cuBLAS and loops move (gb_is_lower_bound).
     program_gib: arguments, results and temporaries of the compiled step.
     """
     hidden = of.config.decoder.hidden
     one_product = 2 * rows * hidden * 4 * hidden
-    flops = lowered.cost_analysis()["flops"] + (of.tokens - 1) * one_product * (2 if train else 1)
+    unroll = of.config.decoder.unroll
+    uncounted = max(of.tokens - unroll - of.tokens % unroll, 0)  # what is left over stands behind the loop
+    flops = lowered.cost_analysis()["flops"] + uncounted * one_product * (2 if train else 1)
     chunks, size = losses.chunked(rows * of.tokens)
     flops += (chunks - 1) * 2 * size * hidden * of.vocabulary * (3 if train else 1)
     gb = program_gib = lower_bound = None
@@ -141,9 +143,12 @@ def main(argv: list[str] | None = None) -> int:
                "  python -m benchmarks.step_time\n"
                "  python -m benchmarks.step_time --batch 32 256 --dtype bfloat16 --json now.json\n"
                "  python -m benchmarks.step_time --kinds joint --saturate      the batch from which on photos/s stay the same\n"
+               "  python -m benchmarks.step_time encoder.name=densenet121 encoder.size=224 --kinds frozen joint\n"
                "  python -m benchmarks.step_time --input synthetic real --kinds frozen joint      does the step wait?\n"
                "  python -m benchmarks.step_time --kinds cached --compare benchmarks/records/FILE.json\n"
                "  python -m benchmarks.step_time --kinds joint --profile /tmp/trace      where the time goes")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, before the options, as of jaxcap.train: then the step is no longer "
+                        "im2txt's, and the output says so")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(DEFAULT),
                         help=f"kinds of step (default: {' '.join(DEFAULT)})")
     parser.add_argument("--batch", nargs="+", type=timing.count, metavar="B", help="photos a step over all devices (default: 32)")
@@ -169,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--profile", type=Path, metavar="DIR",
                         help="also trace three steps of each kind into DIR and list the slowest operations")
     parser.add_argument("--tiny", action="store_true", help="a miniature that only shows that everything runs")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
 
     if arguments.tiny:
         arguments.repeats, arguments.steps_per_repeat = arguments.repeats or 5, arguments.steps_per_repeat or 2
@@ -188,13 +193,13 @@ def run(arguments: argparse.Namespace) -> int:
     """The benchmark with options that have been checked; its exit status."""
     old = read(arguments.compare, INPUTS) if arguments.compare else None
     timing.initialize()
-    of = workload.settings(tiny=arguments.tiny, dtype=arguments.dtype, parallel=arguments.parallel)
+    of = workload.settings(tiny=arguments.tiny, dtype=arguments.dtype, parallel=arguments.parallel, overrides=arguments.overrides)
     batches = arguments.batch or [of.config.batch_size]
     for batch in batches:
         parallel.Parallel(of.config.parallel).check_batch(batch, "--batch")
     file = timing.ResultFile(arguments.json, f"step_time {arguments.dtype}")
     file.result["settings"] = {"config": dataclasses.asdict(of.config), "vocabulary": of.vocabulary, "tokens": of.tokens,
-                               "tiny": arguments.tiny}
+                               "tiny": arguments.tiny, "overrides": arguments.overrides}
     results, about = file.result["results"], file.result["machine"]
     workers = min(of.config.data.workers, about["cores"]) if arguments.workers is None else arguments.workers
     opened = real_input.opened(of, [KINDS[kind] for kind in arguments.kinds], workers=workers, page=arguments.real_config,
@@ -202,7 +207,7 @@ def run(arguments: argparse.Namespace) -> int:
     with opened if "real" in arguments.input else contextlib.nullcontext() as source:
         if source:
             file.result["real_input"] = source.about
-        print(heading(of, about, peaks(arguments), source and source.about), flush=True)
+        print(heading(of, about, peaks(arguments), source and source.about, arguments.overrides), flush=True)
         model = workload.model(of)
         to_do = dict.fromkeys(itertools.product(batches, arguments.kinds, arguments.input))
         for batch, kind, way in order(arguments, batches, results):

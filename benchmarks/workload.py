@@ -5,7 +5,7 @@ Nothing is zero or constant: zeros can be faster than real numbers, and hide res
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,13 @@ class Settings:
     tokens: int = 20
 
 
-def settings(*, tiny: bool = False, dtype: str = "float32", parallel: str = "shard_map") -> Settings:
-    """configs/im2txt.py as it stands, or with `tiny` a miniature that shows that the code runs."""
+def settings(*, tiny: bool = False, dtype: str = "float32", parallel: str = "shard_map", overrides: Sequence[str] = ()) -> Settings:
+    """configs/im2txt.py as it stands, or with `tiny` a miniature that shows that the code runs; and then `overrides`, key=value."""
     config = configs.load(str(IM2TXT), [f"encoder.dtype={dtype}", f"decoder.dtype={dtype}", f"parallel={parallel}"])
-    if not tiny:
-        return Settings(config)
     small = {"encoder.name": "small_cnn", "encoder.size": 24, "data.size": 32, "decoder.embedding": 16, "decoder.hidden": 24,
-             "batch_size": 8}
-    return Settings(configs.change(config, small), vocabulary=60, tokens=5)
+             "batch_size": 8} if tiny else {}
+    config = configs.check(configs.override(configs.change(config, small), overrides))
+    return Settings(config, vocabulary=60, tokens=5) if tiny else Settings(config)
 
 
 def model(of: Settings, seed: int = 0) -> tuple[Captioner, PyTree, PyTree]:

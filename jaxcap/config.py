@@ -105,6 +105,7 @@ class Decoder:
     init_scale: float = 0.08  # parameters start uniform in ±init_scale
     standardize: bool = False  # features to zero mean and one scale, by the training photos' statistics
     deviations: float = 4.0  # that standardized features are divided by: so that a thousand of them do not drown the words
+    unroll: int = 1  # time steps in each round of the recurrence's loop while training: larger programs, fewer rounds (CPUs gain nothing)
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -275,7 +276,7 @@ def differences(one: Config, other: Config) -> list[str]:
 def check(config: Config) -> Config:
     """Returns `config`, or raises `UserError` for combinations that cannot run."""
     positive = ("batch_size", "eval_batch_size", "data.size", "data.max_words", "data.captions_per_photo", "decoder.embedding",
-                "decoder.hidden", "decoder.layers", "decoder.attention.size", "search.beam", "search.max_words",
+                "decoder.hidden", "decoder.layers", "decoder.unroll", "decoder.attention.size", "search.beam", "search.max_words",
                 "vocabulary.min_count", "checkpoints.keep", "log_every")
     values = flat(config)
     for key in positive:

@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import correctness, encode, real_input, step_report, step_time, timing, top_ops, workload
+from benchmarks import (convolutions, correctness, encode, real_input, step_report, step_time, timing, top_ops, variants,
+                        workload)
 from benchmarks.workload import KINDS
 from jaxcap import captioner as captioners
+from jaxcap import encoders
 from jaxcap.data import records
 from jaxcap.errors import UserError
 from jaxcap.vocab import BOS, EOS, PAD
@@ -323,7 +325,7 @@ def test_the_gpu_script_imports_nothing_that_its_machine_lacks():
               "             'PIL', 'tensorboardX', 'pycocoevalcap'):\n"
               "    sys.modules[name] = None\n"
               "import benchmarks.correctness, benchmarks.decode, benchmarks.encode, benchmarks.input, benchmarks.projection\n"
-              "import benchmarks.scaling, benchmarks.step_time, benchmarks.training\n"
+              "import benchmarks.convolutions, benchmarks.scaling, benchmarks.step_time, benchmarks.training, benchmarks.variants\n"
               "from jaxcap.errors import run_command\n"
               "run_command(lambda: benchmarks.step_time.main(['--tiny', '--input', 'real']))\n")
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
@@ -354,10 +356,56 @@ def test_on_gpu_script_runs_every_part_once(tmp_path):
     assert changed == ["decode.json"] and "decode float32: ok" in again.stdout
 
 
+def test_on_gpu_script_has_a_second_call(tmp_path):
+    done = on_gpu(tmp_path, PARTS="second")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    parts = ["convolutions", "five", "variants"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"{p}.json" for p in parts] + ["rest.tar.gz"])
+    convolutions, five, variants = (json.loads((tmp_path / f"{p}.json").read_text("utf-8")) for p in parts)
+    assert {r["captions_per_photo"] for r in five["results"]} == {5} and convolutions["ok"]
+    (plain,), (unrolled,) = (variant["turns"] for variant in variants["results"])
+    assert plain["cached"]["loss"] == pytest.approx(unrolled["cached"]["loss"])
+
+
 def test_on_gpu_script_goes_on_after_a_failure(tmp_path):
     done = on_gpu(tmp_path, PYTHON="false")
     assert done.returncode == 1 and done.stdout.count("exit status 1") == 6
     assert "failed or out of time: correctness steps_float32 steps_bfloat16 decode training profile" in done.stdout
+
+
+def test_convolutions_are_those_of_the_network(tmp_path, capsys):
+    found = convolutions.of_network("inception_v3", 299)
+    assert sum(found.values()) == 66  # of 94; siblings of a block are one
+    assert 2 * encoders.get("inception_v3").gmacs == pytest.approx(sum(of.gflop * times for of, times in found.items()), rel=0.01)
+    lite = convolutions.of_network("efficientnet_lite0", 224)
+    assert 2 * encoders.get("efficientnet_lite0").gmacs == pytest.approx(sum(of.gflop * times for of, times in lite.items()), rel=0.01)
+    assert any("depthwise" in str(of) for of in lite)
+
+    path = tmp_path / "convolutions.json"
+    passes = ["--passes", "forward", "input", "kernel"]
+    assert not convolutions.main(["--encoder", "small_cnn", "--size", "32", "--batch", "2", "--turns", "2", *passes, "--json", str(path)])
+    results = json.loads(path.read_text("utf-8"))["results"]
+    assert {r["pass"] for r in results} == {"forward", "input", "kernel"} and all(len(r["turns_ms"]) == 2 for r in results)
+    assert "jaxcap ÷ XLA" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no convolution of small_cnn is described so"):
+        convolutions.main(["--encoder", "small_cnn", "--only", "99 px"])
+
+
+def test_convolutions_asks_for_the_pass_that_it_names():
+    (of,) = [of for of in convolutions.of_network("small_cnn", 16) if of.kernel[:2] == (3, 3)][:1]
+    (x,), kernel = of.inputs(2, jnp.float32, 1)
+    shapes = {what: [y.shape for y in convolutions.in_jax(of, what, [x], kernel, own=own, kernel_dtype=None)()]
+              for own in (False, True) for what in convolutions.PASSES}
+    assert shapes["input"] == [x.shape] and shapes["kernel"] == [kernel.shape] and shapes["forward"][0][0] == 2
+
+
+def test_a_variant_that_fails_does_not_stop_the_others(tmp_path, capsys):
+    path = tmp_path / "variants.json"
+    assert not variants.main(["--tiny", "--turns", "1", "--repeats", "1", "--only", "fast arithmetic", "--flags=--xla_no_such_flag=1",
+                              "--json", str(path)])
+    plain, fast, unknown = json.loads(path.read_text("utf-8"))["results"]
+    assert plain["turns"][0]["cached"]["ms"]["median"] > 0 and fast["turns"][0]["cached"]["ms"]["median"] > 0
+    assert "no_such_flag" in unknown["turns"][0]["error"] and "failed" in capsys.readouterr().out
 
 
 def test_encode_counts_photos(tmp_path, capsys):

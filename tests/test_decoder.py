@@ -282,8 +282,9 @@ def test_the_penalty_asks_that_every_position_is_looked_at_once():
     assert half == 2 * 4 * 0.25
 
 
+@pytest.mark.parametrize("unroll", [1, 2, 8])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_the_written_gradient_of_any_cell_equals_automatic_differentiation(cell):
+def test_the_written_gradient_of_any_cell_equals_automatic_differentiation(cell, unroll):
     unit, keys = cells.get(cell), jax.random.split(jax.random.key(1), 4)
     gates = unit.gates * D
     x_TBG, kernel_DG = jax.random.normal(keys[0], (T, B, gates)), jax.random.normal(keys[1], (D, gates)) * 0.4
@@ -301,5 +302,5 @@ def test_the_written_gradient_of_any_cell_equals_automatic_differentiation(cell)
 
     arguments = x_TBG, kernel_DG, bias_G, start
     expected = jax.grad(objective(unrolled), (0, 1, 2, 3))(*arguments)
-    found = jax.grad(objective(lambda *a: cells.scan(unit.step, *a)), (0, 1, 2, 3))(*arguments)
+    found = jax.grad(objective(lambda *a: cells.scan(unit.step, *a, unroll)), (0, 1, 2, 3))(*arguments)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), expected, found)

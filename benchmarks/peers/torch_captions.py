@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.peers import torch_graph
 from benchmarks.peers.torch_decoder import Decoder
 
 NEVER = float("-inf")
@@ -40,14 +41,7 @@ class Captions:
 
     def start(self) -> None:
         if "graph" in self._form:
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                self._search(self._static_BF)
-            torch.cuda.current_stream().wait_stream(side)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._loss = self._search(self._static_BF)
+            self._graph, self._loss = torch_graph.capture(self._search, self._static_BF, warm_up=1)
 
     def __call__(self) -> Tensor:
         """Captions of the next batch; returns what `agree` tells of them."""

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.peers import torch_distort
+from benchmarks.peers import torch_distort, torch_graph
 from benchmarks.peers.torch_decoder import Decoder, dropout
 from benchmarks.peers.torch_encoder import Encoder
 
@@ -81,15 +81,7 @@ class Step:
         else:
             self._chance.fill_(1.0)
         if "graph" in self._form:
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(3):
-                    self._whole(*self._static)
-            torch.cuda.current_stream().wait_stream(side)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._graph_loss = self._whole(*self._static)
+            self._graph, self._graph_loss = torch_graph.capture(self._whole, *self._static, warm_up=3)
 
     def __call__(self) -> Tensor:
         """Takes one step and returns the loss, on the device."""

@@ -71,18 +71,19 @@ def from_hidden(hidden_BD: Array, kernel_DG: Array, bias_G: Array | None) -> Arr
     return h_BG if bias_G is None else h_BG + bias_G
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def scan(step: Callable, x_TBG: Array, kernel_DG: Array, bias_G: Array | None, start: NamedTuple) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5))
+def scan(step: Callable, x_TBG: Array, kernel_DG: Array, bias_G: Array | None, start: NamedTuple, unroll: int = 1) -> Array:
     """Hidden states [T, B, D] of a cell's `step` over `x_TBG`, the input's part of the gates, already projected.
 
-    The hidden state's part is `hidden @ kernel_DG + bias_G` (None: no bias). The gradient is written out, because automatic
+    The hidden state's part is `hidden @ kernel_DG + bias_G` (None: no bias). In the program `unroll` time steps follow one
+    another in each round of its loop, forward and back. The gradient is written out, because automatic
     differentiation would add a [D, G] weight gradient to an accumulator at every time step; here it is one matrix product
     after the scan.
     """
-    return _run(step, x_TBG, kernel_DG, bias_G, start)[0].hidden_BD
+    return _run(step, x_TBG, kernel_DG, bias_G, start, unroll)[0].hidden_BD
 
 
-def _run(step, x_TBG, kernel_DG, bias_G, start):
+def _run(step, x_TBG, kernel_DG, bias_G, start, unroll):
     """The states after every time step, and the hidden state's part of the gates, both with a leading axis T."""
 
     def body(state, x_BG):
@@ -90,15 +91,15 @@ def _run(step, x_TBG, kernel_DG, bias_G, start):
         state = step(x_BG, h_BG, state)
         return state, (state, h_BG)
 
-    return jax.lax.scan(body, start, x_TBG)[1]
+    return jax.lax.scan(body, start, x_TBG, unroll=unroll)[1]
 
 
-def _forward(step, x_TBG, kernel_DG, bias_G, start):
-    states, h_TBG = _run(step, x_TBG, kernel_DG, bias_G, start)
+def _forward(step, x_TBG, kernel_DG, bias_G, start, unroll):
+    states, h_TBG = _run(step, x_TBG, kernel_DG, bias_G, start, unroll)
     return states.hidden_BD, (states, x_TBG, h_TBG, kernel_DG, bias_G, start)
 
 
-def _backward(step, saved, d_hidden_TBD):
+def _backward(step, unroll, saved, d_hidden_TBD):
     states, x_TBG, h_TBG, kernel_DG, bias_G, start = saved
     before = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), start, states)
 
@@ -110,7 +111,7 @@ def _backward(step, saved, d_hidden_TBD):
         return d_state._replace(hidden_BD=d_state.hidden_BD + products.back(d_h_BG, kernel_DG)), (d_x_BG, d_h_BG)
 
     zeros = jax.tree.map(lambda x: zeros_like(x, d_hidden_TBD), start)
-    d_start, (d_x_TBG, d_h_TBG) = jax.lax.scan(body, zeros, (d_hidden_TBD, x_TBG, h_TBG, before), reverse=True)
+    d_start, (d_x_TBG, d_h_TBG) = jax.lax.scan(body, zeros, (d_hidden_TBD, x_TBG, h_TBG, before), reverse=True, unroll=unroll)
     d_kernel_DG = products.into_kernel(before.hidden_BD, d_h_TBG, kernel_DG).astype(kernel_DG.dtype)
     return d_x_TBG, d_kernel_DG, None if bias_G is None else d_h_TBG.sum((0, 1)), d_start
 

@@ -54,6 +54,7 @@ class Decoder(nn.Module):
       attention_start: "mean": the first layer starts from tanh of a dense layer of the mean feature (Xu et al.); "zero". Also of a
         photo read with every word.
       deep_output: logits from word, hidden state and what was seen, L_o (E y + L_h h + L_z z) (Xu et al. 2015, eq. 7). Likewise.
+      unroll: time steps in each round of a recurrence's loop under teacher forcing (`cells.scan`; attention takes one).
       dtype: of the arithmetic; parameters and logits are float32. kernel_dtype: of kernels, if another (`jaxcap.products`).
     """
 
@@ -77,6 +78,7 @@ class Decoder(nn.Module):
     attention_dropout: float = 0.0
     attention_start: Literal["mean", "zero"] = "mean"
     deep_output: bool = False
+    unroll: int = 1
     dtype: jnp.dtype = jnp.float32
     kernel_dtype: jnp.dtype | None = None
 
@@ -168,7 +170,7 @@ class Decoder(nn.Module):
         elif self.image == "every":
             shown, state = jax.tree.map(lambda x: jnp.repeat(x, captions, axis=0), self._show(features_BPF))
             x_TBG = self._words_input(times(words_TBE, kept.input)) + shown.gates_BG
-            sequence = cells.scan(self.unit.step, x_TBG, self._recurrent(0), self._recurrent_bias(0), state)
+            sequence = cells.scan(self.unit.step, x_TBG, self._recurrent(0), self._recurrent_bias(0), state, self.unroll)
             seen_TBF = shown.output_BE  # projected, and the same for all words
         else:
             context, state = self._look(features_BPF)
@@ -179,7 +181,7 @@ class Decoder(nn.Module):
                 sequence = times(sequence, kept.after(layer - 1))
             x_TBG = self._input(sequence, layer)
             first = self._from_zero(x_TBG[0], layer)
-            rest_TBD = cells.scan(self.unit.step, x_TBG[1:], self._recurrent(layer), self._recurrent_bias(layer), first)
+            rest_TBD = cells.scan(self.unit.step, x_TBG[1:], self._recurrent(layer), self._recurrent_bias(layer), first, self.unroll)
             sequence = jnp.concatenate([first.hidden_BD[None], rest_TBD])
         return sequence[1:] if self.image == "first" else sequence, seen_TBF  # the image step writes nothing
 

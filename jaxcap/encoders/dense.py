@@ -1,10 +1,10 @@
 """Ungrouped convolutions for CPUs, in the form that XLA's CPU backend is fastest at, and with gradients written out.
 
-XLA's own convolution reaches half of what its matrix products do where it has a stride, and less than that for kernels of one row or
-column; the gradient of a kernel it computes as a convolution by a kernel the size of the map, in batches mostly at a sixth to three
-quarters of the speed. So large maps go by Winograd, and where it pays the rest is one matrix product: strided convolutions of the
-columns that the kernel sees (Chellapilla et al. 2006), others of every pixel with all taps of the kernel, whose results are then added
-where they belong. `python -m benchmarks.convolutions` tells what each takes.
+XLA's own convolution reaches half of what its matrix products do where it has a stride, and knows no bfloat16 instructions; the gradient
+of a kernel it computes as a convolution by a kernel the size of the map, in batches mostly at a sixth to three quarters of the speed.
+So large maps go by Winograd; strided convolutions are one matrix product of the columns that the kernel sees (Chellapilla et al. 2006);
+and where factors are rounded to bfloat16 others are one of every pixel with all taps of the kernel, whose results are then added where
+they belong. `python -m benchmarks.convolutions` tells what each takes.
 """
 
 from functools import partial
@@ -17,7 +17,6 @@ from jaxcap import products
 from jaxcap.encoders import shifted, winograd
 
 ROUNDED_CHANNELS = 64  # from here on products of factors in bfloat16 pay
-THIN_CHANNELS = 128  # up to here XLA's own convolution by a single row or column is the faster one in float32
 
 
 def is_factor(shape: tuple[int, ...]) -> bool:
@@ -59,11 +58,8 @@ convolve.defvjp(_forward, _backward)
 
 
 def _unstrided(x_BHWC, kernel_hwIO, padding):
-    height, width, into, out = kernel_hwIO.shape
-    if products.rounds(x_BHWC, kernel_hwIO):
-        pays = into >= ROUNDED_CHANNELS and max(x_BHWC.shape[1:3]) < winograd.SMALLEST
-    else:
-        pays = 1 in (height, width) and height * width >= 3 and max(into, out) > THIN_CHANNELS
+    pays = (products.rounds(x_BHWC, kernel_hwIO) and kernel_hwIO.shape[2] >= ROUNDED_CHANNELS
+            and max(x_BHWC.shape[1:3]) < winograd.SMALLEST)
     return _of_taps(x_BHWC, kernel_hwIO, padding) if pays else ordinary(x_BHWC, kernel_hwIO, 1, padding)
 
 

@@ -2,8 +2,8 @@
 
 XLA's CPU backend runs 1×1 and depthwise convolutions and pooling far slower than the same arithmetic written as a
 matrix product and as arithmetic on shifted slices, 3×3 convolutions of large maps slower than with fewer
-multiplications, and strided ones, single rows or columns and gradients of kernels slower than as matrix products, so on
-CPU they are written that way. Other backends get the ordinary operations.
+multiplications, and strided ones and gradients of kernels slower than as matrix products, so on CPU they are written that
+way. Other backends get the ordinary operations.
 """
 
 from collections.abc import Callable, Sequence

@@ -17,6 +17,7 @@ def windows(x_BHWC, size: tuple[int, int], stride: int, padding) -> Iterator[jax
 
     `padding` is "SAME", "VALID" or ((above, below), (left, right)).
     """
+    # Without the barrier the middle position would read x itself: a second stream through memory beside the padded one.
     padded_BHWC = lax.optimization_barrier(_padded(x_BHWC, size, stride, padding))
     batch, height, width, channels = padded_BHWC.shape
     for i in range(size[0]):
