@@ -99,8 +99,8 @@ def in_jax(of: Convolution, what: str, xs: list[np.ndarray], kernel: np.ndarray,
     return lambda: compiled(*arguments)
 
 
-def in_torch(of: Convolution, what: str, xs: list[np.ndarray], kernel: np.ndarray) -> Callable[[], Any]:
-    """The same in PyTorch (cuDNN or oneDNN), channels last; of the gradients only the one that is asked for."""
+def in_torch(of: Convolution, what: str, xs: list[np.ndarray], kernel: np.ndarray, dtype: str) -> Callable[[], Any]:
+    """The same in PyTorch (cuDNN or oneDNN), channels last, all of it in `dtype`; of the gradients only the one that is asked for."""
     try:
         import torch
     except ImportError as error:
@@ -110,7 +110,7 @@ def in_torch(of: Convolution, what: str, xs: list[np.ndarray], kernel: np.ndarra
     torch.backends.cudnn.allow_tf32 = True  # as XLA takes float32 there
 
     def tensor(array: np.ndarray, *axes: int):
-        return torch.from_numpy(array.astype(np.float32)).permute(axes).to(device, getattr(torch, str(array.dtype)), memory_format=torch.channels_last)
+        return torch.from_numpy(array.astype(np.float32)).permute(axes).to(device, getattr(torch, dtype), memory_format=torch.channels_last)
 
     (top, bottom), (left, right) = of.padding
     if (top, left) == (bottom, right):
@@ -153,7 +153,7 @@ def measure(of: Convolution, what: str, arguments: argparse.Namespace) -> list[d
     if jax.default_backend() == "cpu":  # elsewhere the two are one
         calls[XLA] = in_jax(of, what, xs, kernel, own=True, kernel_dtype=None)
     if arguments.peer:
-        calls[TORCH] = in_torch(of, what, xs, kernel)
+        calls[TORCH] = in_torch(of, what, xs, kernel, arguments.dtype)
     for call in calls.values():
         jax.block_until_ready(call())
     return [{who: timing.time_calls(call, repeats=1, calls=1).ms / together for who, call in calls.items()}
@@ -208,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--passes", nargs="+", choices=list(PASSES), default=["forward"],
                         help="; ".join(f"{name}: {meaning}" for name, meaning in PASSES.items()) + " (default: forward)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
-                        help="of the arithmetic; on a CPU bfloat16 rounds the factors of products only")
+                        help="of the arithmetic; on a CPU bfloat16 rounds the factors of products only, and XLA's own is in float32")
     parser.add_argument("--only", metavar="TEXT", help="only convolutions whose description contains this, as in '17 px' or '7×1'")
     parser.add_argument("--turns", type=timing.count, default=5, metavar="N", help="timings of each (default: 5)")
     parser.add_argument("--peer", action="store_true", help="compare with PyTorch")
