@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks import timing
 from benchmarks.timing import short
 from jaxcap import encoders, products
-from jaxcap.encoders import layers
+from jaxcap.encoders import dense, layers
 from jaxcap.errors import UserError, run_command
 
 PASSES = {"forward": "y", "input": "gradient of the input", "kernel": "gradient of the kernel"}
@@ -83,8 +83,7 @@ def in_jax(of: Convolution, what: str, xs: list[np.ndarray], kernel: np.ndarray,
 
     def convolve(x_BHWC, kernel):
         if own:
-            return jax.lax.conv_general_dilated(x_BHWC, kernel, (of.stride, of.stride), of.padding, dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                                                feature_group_count=of.channels // of.kernel[2])
+            return dense.ordinary(x_BHWC, kernel, of.stride, of.padding, groups=of.channels // of.kernel[2])
         return layers.convolve(x_BHWC, kernel.astype(kernel_dtype or kernel.dtype), of.stride, of.padding)
 
     dys = None
@@ -110,7 +109,8 @@ def in_torch(of: Convolution, what: str, xs: list[np.ndarray], kernel: np.ndarra
     torch.backends.cudnn.allow_tf32 = True  # as XLA takes float32 there
 
     def tensor(array: np.ndarray, *axes: int):
-        return torch.from_numpy(array.astype(np.float32)).permute(axes).to(device, getattr(torch, dtype), memory_format=torch.channels_last)
+        array = torch.from_numpy(array.astype(np.float32)).permute(axes)
+        return array.to(device, getattr(torch, dtype), memory_format=torch.channels_last)
 
     (top, bottom), (left, right) = of.padding
     if (top, left) == (bottom, right):
@@ -167,7 +167,8 @@ def rows(results: list[dict], batch: int) -> list[list[str]]:
               *(f"jaxcap ÷ {one}" for one in who[1:])]]
     for r in results:
         speed = {one: r["gflop"] * batch / (r["ms"][one] / 1000) for one in who}
-        lines.append([r["convolution"], str(r["times"]), r["pass"], *(column for one in who for column in (short(r["ms"][one]), short(speed[one]))),
+        lines.append([r["convolution"], str(r["times"]), r["pass"],
+                      *(column for one in who for column in (short(r["ms"][one]), short(speed[one]))),
                       *(f"{r['ms'][JAXCAP] / r['ms'][one]:.2f}" for one in who[1:])])
     for what in dict.fromkeys(r["pass"] for r in results):
         of_pass = [r for r in results if r["pass"] == what]

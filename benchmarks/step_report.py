@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from benchmarks import timing, workload
 from benchmarks.timing import Peak, Timing, short
+from jaxcap import config as configs
+from jaxcap.errors import UserError
 
 # Seconds that a step of 32 photos took in 2016 on one NVIDIA K20, a card of 3.5 TFLOP/s in float32; both from the
 # announcement of im2txt (Google Research blog, 22 September 2016).
@@ -126,12 +128,20 @@ def heading(of: workload.Settings, about: dict, best: Peak | None, real: dict | 
     return "\n".join(lines)
 
 
+def _changed(old: dict, new: dict) -> list[str]:
+    """The settings in which two results differ, a line each. One that came later had its default value before."""
+    try:
+        lines = configs.differences(*(configs.from_dict(settings["config"]) for settings in (old, new)))
+    except UserError as error:
+        lines = [f"which are another version's: {error}"]
+    return lines + [f"{key}: {old[key]} → {new[key]}" for key in ("vocabulary", "tokens", "tiny") if old[key] != new[key]]
+
+
 def comparison(old: dict, new: dict) -> str:
     """Two result files side by side, with a warning where they do not compare."""
     warnings = [f"{what} differs: {old['machine'][what]} → {new['machine'][what]}"
                 for what in ("device", "devices", "cores", "jax") if old["machine"][what] != new["machine"][what]]
-    if old["settings"] != new["settings"]:
-        warnings.append("the settings differ")
+    warnings += [f"the settings differ, {line}" for line in _changed(old["settings"], new["settings"])]
     if "real_input" in old and "real_input" in new and old["real_input"] != new["real_input"]:
         warnings.append("the real input differs")
 

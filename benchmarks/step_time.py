@@ -18,6 +18,7 @@ from benchmarks.step_report import (PAYS, THEN_BATCH, THEN_S, comparison, growin
                                     saturated, to_go_s)
 from benchmarks.timing import Peak, short
 from benchmarks.workload import CACHED_8, FIVE
+from jaxcap import config as configs
 from jaxcap import losses, memory, parallel
 from jaxcap.errors import UserError, run_command
 
@@ -87,8 +88,8 @@ def costs(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled | None, of:
     """What one device does in one step, by XLA's own count.
 
     gflop: of the program as it is handed to the compiler, so the same on every machine; a compiled one hides what it gives
-    to cuDNN and cuBLAS. XLA counts the body of a loop once: the recurrent products of the LSTM's other rounds are added here, and of a
-    loss in chunks the other chunks' products.
+    to cuDNN and cuBLAS. XLA counts the body of a loop once: the recurrent products of the LSTM's other rounds are added here, and
+    of a loss in chunks the other chunks' products.
     gb: read and written by the compiled step; without what cuDNN, cuBLAS and loops move (gb_is_lower_bound).
     program_gib: arguments, results and temporaries of the compiled step.
     """
@@ -147,8 +148,8 @@ def main(argv: list[str] | None = None) -> int:
                "  python -m benchmarks.step_time --input synthetic real --kinds frozen joint      does the step wait?\n"
                "  python -m benchmarks.step_time --kinds cached --compare benchmarks/records/FILE.json\n"
                "  python -m benchmarks.step_time --kinds joint --profile /tmp/trace      where the time goes")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, before the options, as of jaxcap.train: then the step is no longer "
-                        "im2txt's, and the output says so")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, before the options, as of "
+                        "jaxcap.train: then the step is no longer im2txt's, and the output says so")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(DEFAULT),
                         help=f"kinds of step (default: {' '.join(DEFAULT)})")
     parser.add_argument("--batch", nargs="+", type=timing.count, metavar="B", help="photos a step over all devices (default: 32)")
@@ -198,8 +199,8 @@ def run(arguments: argparse.Namespace) -> int:
     for batch in batches:
         parallel.Parallel(of.config.parallel).check_batch(batch, "--batch")
     file = timing.ResultFile(arguments.json, f"step_time {arguments.dtype}")
-    file.result["settings"] = {"config": dataclasses.asdict(of.config), "vocabulary": of.vocabulary, "tokens": of.tokens,
-                               "tiny": arguments.tiny, "overrides": arguments.overrides}
+    file.result["settings"] = {"config": configs.to_dict(of.config), "vocabulary": of.vocabulary, "tokens": of.tokens,
+                               "tiny": arguments.tiny}
     results, about = file.result["results"], file.result["machine"]
     workers = min(of.config.data.workers, about["cores"]) if arguments.workers is None else arguments.workers
     opened = real_input.opened(of, [KINDS[kind] for kind in arguments.kinds], workers=workers, page=arguments.real_config,

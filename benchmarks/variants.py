@@ -17,6 +17,7 @@ from benchmarks.timing import short
 from jaxcap.errors import UserError, run_command
 
 PLAIN = "as it is"
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ VARIANTS = {
         Variant("recurrence in one piece", overrides=("decoder.unroll=32",)),
         Variant("recurrence by fours", overrides=("decoder.unroll=4",)),
         Variant("no command buffers", "--xla_gpu_enable_command_buffer="),
-        Variant("loops in command buffers", "--xla_gpu_enable_command_buffer=FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,WHILE,CONDITIONAL"),
+        Variant("loops in command buffers",
+                "--xla_gpu_enable_command_buffer=FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,WHILE,CONDITIONAL"),
         Variant("short command buffers too", "--xla_gpu_graph_min_graph_size=1"),
         Variant("products by cuBLAS alone", "--xla_gpu_enable_triton_gemm=false"),
         Variant("loops unrolled by XLA", "--xla_gpu_enable_while_loop_unrolling=WHILE_LOOP_UNROLLING_AUTO_UNROLL"),
@@ -60,15 +62,16 @@ def run(variant: Variant, arguments: argparse.Namespace, environment: dict[str, 
     flags = " ".join(filter(None, (environment.get("XLA_FLAGS", ""), variant.flags)))
     options = ["--tiny"] if arguments.tiny else []
     options += ["--repeats", str(arguments.repeats)] if arguments.repeats else []
-    command = [sys.executable, "-m", "benchmarks.step_time", *variant.overrides, "--kinds", *arguments.kinds, "--batch", str(arguments.batch),
-               "--dtype", arguments.dtype, "--json", str(path), *options]
+    command = [sys.executable, "-m", "benchmarks.step_time", *variant.overrides, "--kinds", *arguments.kinds,
+               "--batch", str(arguments.batch), "--dtype", arguments.dtype, "--json", str(path), *options]
+    environment = {**environment, "XLA_FLAGS": flags}
     try:
-        done = subprocess.run(command, env={**environment, "XLA_FLAGS": flags}, capture_output=True, text=True, timeout=arguments.limit)
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=arguments.limit)
     except subprocess.TimeoutExpired:
         return {"error": f"took more than {arguments.limit} s"}
     if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        return {"error": next((line for line in lines if "nknown flag" in line), lines[-1] if lines else f"exit status {done.returncode}")[:200]}
+        said = [line.strip() for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
+        return {"error": next((line for line in said if "nknown flag" in line), said[-1])[:200]}
     return {result["kind"]: result for result in json.loads(path.read_text("utf-8"))["results"]}
 
 
@@ -84,8 +87,8 @@ def rows(found: dict[str, list[dict]], kinds: list[str]) -> list[list[str]]:
             ms = [turn[kind]["ms"]["median"] for turn in turns]
             ratio = statistics.median(one / other["ms"]["median"] for one, other in zip(ms, plain))
             apart = max(abs(turn[kind]["loss"][0] / other["loss"][0] - 1) for turn, other in zip(turns, plain))
-            lines.append([kind, name, short(statistics.median(ms)), f"{short(min(ms))} – {short(max(ms))}", f"{ratio:.3f}", f"{apart:.1e}",
-                          short(turns[0][kind]["compile_s"], " s")])
+            lines.append([kind, name, short(statistics.median(ms)), f"{short(min(ms))} – {short(max(ms))}", f"{ratio:.3f}",
+                          f"{apart:.1e}", short(turns[0][kind]["compile_s"], " s")])
     return lines
 
 
@@ -96,19 +99,21 @@ def main(argv: list[str] | None = None) -> int:
     known = {variant.name: variant for variant in VARIANTS.get(platform, ())}
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.variants", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Takes steps of benchmarks.step_time under other flags of XLA's compiler or other settings, in processes of their own, turn\n"
-                    "by turn with the step as it is. A ratio below 1 means that the variant is the faster. A flag that XLA does not know is\n"
-                    "a variant that failed.",
+        description="Takes steps of benchmarks.step_time under other flags of XLA's compiler or other settings, in processes of their\n"
+                    "own, turn by turn with the step as it is. A ratio below 1 means that the variant is the faster. A flag that XLA does\n"
+                    "not know is a variant that failed.",
         epilog=f"variants on this {platform}:\n"
                + "".join(f"  {v.name:<28} {' '.join(filter(None, (v.flags, *v.overrides)))}\n" for v in known.values())
                + "\nexamples:\n"
                "  python -m benchmarks.variants --kinds cached --batch 32\n"
                "  python -m benchmarks.variants --kinds frozen --flags=--xla_cpu_enable_fast_min_max=true")
-    parser.add_argument("--kinds", nargs="+", choices=list(step_time.KINDS), default=["cached"], help="kinds of step (default: cached)")
+    parser.add_argument("--kinds", nargs="+", choices=list(step_time.KINDS), default=["cached"],
+                        help="kinds of step (default: cached)")
     parser.add_argument("--batch", type=timing.count, default=32, metavar="B", help="photos a step (default: 32)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the arithmetic")
     parser.add_argument("--only", nargs="+", choices=list(known), metavar="NAME", help="only these variants (default: all)")
-    parser.add_argument("--flags", action="append", default=[], metavar="FLAGS", help="also a variant with these XLA_FLAGS; may be given again")
+    parser.add_argument("--flags", action="append", default=[], metavar="FLAGS",
+                        help="also a variant with these XLA_FLAGS; may be given again")
     parser.add_argument("--turns", type=timing.count, default=3, metavar="N", help="processes of each (default: 3)")
     parser.add_argument("--repeats", type=timing.count, metavar="N", help="timings in each process (default: as step_time)")
     parser.add_argument("--limit", type=timing.count, default=300, metavar="S", help="seconds that a process may take (default: 300)")

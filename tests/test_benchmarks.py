@@ -69,6 +69,23 @@ def test_step_time_of_five_captions_a_look(tmp_path, capsys):
     assert "share one look" in capsys.readouterr().out
 
 
+def test_step_time_of_other_settings(tmp_path, capsys):
+    path = tmp_path / "unrolled.json"
+    arguments = ["--tiny", "--repeats", "1", "--steps-per-repeat", "1", "--kinds", "cached", "--json", str(path)]
+    gflop = []
+    for overrides in ([], ["decoder.unroll=2"], ["decoder.unroll=8"], ["decoder.hidden=48"]):
+        assert step_time.main([*overrides, *arguments]) == 0
+        assert ("NOT im2txt's settings: " + " ".join(overrides) in capsys.readouterr().out) == bool(overrides)
+        (result,) = json.loads(path.read_text("utf-8"))["results"]
+        gflop.append(result["gflop"])
+    assert gflop[1] == pytest.approx(gflop[0], rel=0.05) and gflop[2] == pytest.approx(gflop[0], rel=0.05)  # but for loops' counters
+    assert gflop[3] > 1.3 * gflop[0]
+    with pytest.raises(UserError, match="decoder.unroll must be at least 1, not 0"):
+        step_time.main(["decoder.unroll=0", *arguments])
+    with pytest.raises(UserError, match="did you mean 'decoder.unroll'"):
+        step_time.main(["decoder.unrol=2", *arguments])
+
+
 def test_step_time_writes_every_number(measured):
     result = json.loads(measured.read_text("utf-8"), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert result["ok"] and result["settings"]["tokens"] == 5 and result["machine"]["devices"] == 8
@@ -215,7 +232,15 @@ def test_step_time_looks_for_the_batch_that_saturates(tmp_path, capsys):
 def test_compare(measured, tmp_path):
     old = json.loads(measured.read_text("utf-8"))
     new = json.loads(measured.read_text("utf-8"))
-    assert step_time.comparison(old, new).count("within the spread") == 4
+    text = step_time.comparison(old, new)
+    assert text.count("within the spread") == 4 and "beware" not in text
+    del old["settings"]["config"]["decoder"]["unroll"]  # a setting that came later had its default
+    assert "beware" not in step_time.comparison(old, new)
+    config = old["settings"]["config"]
+    other = old | {"settings": old["settings"] | {"tokens": 6, "config": config | {"batch_size": 16}}}
+    assert re.search(r"beware: the settings differ, batch_size: 16 → 8\n  beware: the settings differ, tokens: 6 → 5", step_time.comparison(other, new))
+    later = old | {"settings": old["settings"] | {"config": config | {"no_such": 1}}}
+    assert "another version's: there is no setting 'no_such'" in step_time.comparison(later, new)
     # A row stands beside one with the same input; files from before there was a choice have synthetic rows only.
     earlier = old | {"results": [{k: v for k, v in r.items() if k != "input"} for r in old["results"] if r["input"] != "real"]}
     lines = step_time.comparison(earlier, new).splitlines()[3:]
