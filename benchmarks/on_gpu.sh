@@ -77,9 +77,9 @@ part training 25 training "${tiny[@]}"
 part profile 35 step_time --kinds "${profiled[@]}" --dtype bfloat16 --repeats 5 --profile "$scratch/trace" "${tiny[@]}"
 if [[ -n ${PARTS:-} ]]; then
   peer=() && [[ -z ${TINY:-} ]] && "$PYTHON" -c 'import torch' 2> "$scratch/no_torch" && peer=(--peer)
-  part convolutions 120 convolutions "${convolutions[@]}" --dtype bfloat16 "${peer[@]}"
+  part convolutions 160 convolutions "${convolutions[@]}" --dtype bfloat16 "${peer[@]}"
   part five 70 step_time --kinds frozen_5 joint_5 --dtype bfloat16 "${tiny[@]}"
-  part variants 340 variants "${variants[@]}" --dtype bfloat16
+  part variants 300 variants "${variants[@]}" --dtype bfloat16
 else
   echo "== for a second call: PARTS=second"
 fi
