@@ -200,7 +200,7 @@ def test_convolutions_on_cpus_and_their_gradients_equal_the_ordinary_ones(kernel
     padding = padding if min(kernel_size) > 2 else ((0, 0), (0, 0)) if padding != "SAME" else padding
     random = np.random.default_rng(0)
     with jax.enable_x64():
-        x_BHWC, kernel = jnp.asarray(random.normal(size=(2, 8, 9, 5))), jnp.asarray(random.normal(size=(*kernel_size, 5, out)))
+        x_BHWC, kernel = jnp.asarray(random.normal(size=(2, 8, 9, 4))), jnp.asarray(random.normal(size=(*kernel_size, 4, out)))
         ours, our_gradient = jax.vjp(lambda x, k: dense.convolve(x, k, stride, padding), x_BHWC, kernel)
         theirs, their_gradient = jax.vjp(lambda x, k: ordinary(x, k, padding, stride), x_BHWC, kernel)
         np.testing.assert_allclose(ours, theirs, atol=1e-12)
@@ -220,8 +220,10 @@ def convolutions(x, kernel, stride=1, padding="SAME", platform="cpu"):
     (17, (3, 3, 160, 160), 1, jnp.bfloat16, 0),
     (17, (3, 3, 32, 160), 1, jnp.bfloat16, 1),
     (60, (5, 5, 64, 32), 1, jnp.bfloat16, 1),  # a large map
-    (35, (3, 3, 16, 32), 2, jnp.float32, 0),  # a product of columns
-    (35, (3, 3, 16, 24), 2, jnp.float32, 1),
+    (35, (3, 3, 64, 32), 2, jnp.float32, 0),  # a product of columns
+    (35, (3, 3, 3, 32), 2, jnp.float32, 0),
+    (35, (3, 3, 24, 48), 2, jnp.float32, 1),
+    (35, (3, 3, 64, 24), 2, jnp.float32, 1),
     (35, (7, 7, 3, 64), 2, jnp.float32, 1),
 ])
 def test_the_form_of_a_convolution_on_a_cpu(size, kernel, stride, dtype, on_cpu):

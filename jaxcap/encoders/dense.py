@@ -16,13 +16,13 @@ from jax import lax
 from jaxcap import products
 from jaxcap.encoders import shifted, winograd
 
-ROUNDED_CHANNELS = 64  # from here on products of factors in bfloat16 pay
+THICK = 64  # from here on products of factors in bfloat16 pay, and strided convolutions as products
 
 
 def is_factor(shape: tuple[int, ...]) -> bool:
     """Whether a kernel of this shape is a factor that a CPU multiplies faster in bfloat16 (`jaxcap.products`): [1, 1, in, out], or
     [height, width, in, out] with many channels, ungrouped."""
-    return shape[:2] == (1, 1) or len(shape) == 4 and shape[2] >= ROUNDED_CHANNELS
+    return shape[:2] == (1, 1) or len(shape) == 4 and shape[2] >= THICK
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -30,9 +30,14 @@ def convolve(x_BHWC, kernel_hwIO, stride: int, padding):
     """x_BHWC → y_BHWO. `padding` is "SAME", "VALID" or ((above, below), (left, right)); a kernel in bfloat16 rounds x in products."""
     if winograd.pays(x_BHWC.shape, kernel_hwIO.shape, stride, x_BHWC.dtype):
         return winograd.convolve(x_BHWC, kernel_hwIO, padding)
-    if stride > 1 and kernel_hwIO.shape[0] * kernel_hwIO.shape[1] <= 9 and kernel_hwIO.shape[3] >= 32:
+    if stride > 1 and _columns_pay(*kernel_hwIO.shape):
         return _of_columns(x_BHWC, kernel_hwIO, stride, padding)
     return _unstrided(x_BHWC, kernel_hwIO, padding) if stride == 1 else ordinary(x_BHWC, kernel_hwIO, stride, padding)
+
+
+def _columns_pay(height: int, width: int, into: int, out: int) -> bool:
+    """For photos and for thick maps; thin maps make thin products."""
+    return height * width <= 9 and out >= 32 and (into <= 4 or into >= THICK)
 
 
 def ordinary(x_BHWC, kernel_hwIO, stride, padding, groups: int = 1):
@@ -58,7 +63,7 @@ convolve.defvjp(_forward, _backward)
 
 
 def _unstrided(x_BHWC, kernel_hwIO, padding):
-    pays = (products.rounds(x_BHWC, kernel_hwIO) and kernel_hwIO.shape[2] >= ROUNDED_CHANNELS
+    pays = (products.rounds(x_BHWC, kernel_hwIO) and kernel_hwIO.shape[2] >= THICK
             and max(x_BHWC.shape[1:3]) < winograd.SMALLEST)
     return _of_taps(x_BHWC, kernel_hwIO, padding) if pays else ordinary(x_BHWC, kernel_hwIO, 1, padding)
 
