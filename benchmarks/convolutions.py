@@ -165,18 +165,17 @@ def rows(results: list[dict], batch: int) -> list[list[str]]:
     who = list(results[0]["ms"])
     lines = [["convolution", "times", "pass", *(column for one in who for column in (f"{one}, ms", "GFLOP/s")),
               *(f"jaxcap ÷ {one}" for one in who[1:])]]
-    for r in results:
+    whole = []
+    for what in dict.fromkeys(r["pass"] for r in results):
+        of_pass = [r for r in results if r["pass"] == what]
+        whole.append({"convolution": "all", "times": sum(r["times"] for r in of_pass), "pass": what,
+                      "gflop": sum(r["times"] * r["gflop"] for r in of_pass),
+                      "ms": {one: sum(r["times"] * r["ms"][one] for r in of_pass) for one in who}})
+    for r in [*results, *whole]:
         speed = {one: r["gflop"] * batch / (r["ms"][one] / 1000) for one in who}
         lines.append([r["convolution"], str(r["times"]), r["pass"],
                       *(column for one in who for column in (short(r["ms"][one]), short(speed[one]))),
                       *(f"{r['ms'][JAXCAP] / r['ms'][one]:.2f}" for one in who[1:])])
-    for what in dict.fromkeys(r["pass"] for r in results):
-        of_pass = [r for r in results if r["pass"] == what]
-        ms = {one: sum(r["times"] * r["ms"][one] for r in of_pass) for one in who}
-        gflop = sum(r["times"] * r["gflop"] for r in of_pass) * batch
-        lines.append(["all", str(sum(r["times"] for r in of_pass)), what,
-                      *(column for one in who for column in (short(ms[one]), short(gflop / (ms[one] / 1000)))),
-                      *(f"{ms[JAXCAP] / ms[one]:.2f}" for one in who[1:])])
     return lines
 
 

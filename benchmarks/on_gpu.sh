@@ -26,6 +26,7 @@ tiny=() steps=(--batch 32 256) decode=(--batch 256 32 1 --beam 3 1) fewer_kinds=
 peers=(--kinds frozen joint cached beam
   --forms channels_last+graph+fused channels_last+compile+graph+fused graph+fused compile+graph+fused beam:graph)
 variants=(--kinds cached_8 --turns 2 --repeats 5 --limit 90) convolutions=(--batch 32 --passes forward input kernel --turns 3)
+peer=() # of the convolutions, where PyTorch is there
 [[ ${PARTS:-} == second ]] && PARTS="convolutions five variants"
 patience=1
 if [[ -n ${TINY:-} ]]; then
@@ -68,6 +69,7 @@ part correctness 100 correctness "${tiny[@]}"
 part steps_float32 75 step_time "${tiny[@]}"
 part steps_bfloat16 160 step_time "${steps[@]}" --dtype bfloat16 "${fewer_kinds[@]}" --saturate "${saturated[@]}" "${tiny[@]}"
 if "$PYTHON" -c 'import torch' 2> "$scratch/no_torch"; then
+  peer=(--peer)
   part peers 90 peers "${peers[@]}" --dtype bfloat16 --limit 45 "${tiny[@]}"
 else
   echo "== peers: left out, PyTorch is not installed"
@@ -76,7 +78,6 @@ part decode 50 decode "${decode[@]}" "${tiny[@]}"
 part training 25 training "${tiny[@]}"
 part profile 35 step_time --kinds "${profiled[@]}" --dtype bfloat16 --repeats 5 --profile "$scratch/trace" "${tiny[@]}"
 if [[ -n ${PARTS:-} ]]; then
-  peer=() && [[ -z ${TINY:-} ]] && "$PYTHON" -c 'import torch' 2> "$scratch/no_torch" && peer=(--peer)
   part convolutions 160 convolutions "${convolutions[@]}" --dtype bfloat16 "${peer[@]}"
   part five 70 step_time --kinds frozen_5 joint_5 --dtype bfloat16 "${tiny[@]}"
   part variants 300 variants "${variants[@]}" --dtype bfloat16

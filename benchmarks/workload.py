@@ -42,10 +42,9 @@ class Settings:
 
 def settings(*, tiny: bool = False, dtype: str = "float32", parallel: str = "shard_map", overrides: Sequence[str] = ()) -> Settings:
     """configs/im2txt.py as it stands, or with `tiny` a miniature that shows that the code runs; and then `overrides`, key=value."""
-    config = configs.load(str(IM2TXT), [f"encoder.dtype={dtype}", f"decoder.dtype={dtype}", f"parallel={parallel}"])
-    small = {"encoder.name": "small_cnn", "encoder.size": 24, "data.size": 32, "decoder.embedding": 16, "decoder.hidden": 24,
-             "batch_size": 8} if tiny else {}
-    config = configs.check(configs.override(configs.change(config, small), overrides))
+    small = ["encoder.name=small_cnn", "encoder.size=24", "data.size=32", "decoder.embedding=16", "decoder.hidden=24",
+             "batch_size=8"] if tiny else []
+    config = configs.load(str(IM2TXT), [f"encoder.dtype={dtype}", f"decoder.dtype={dtype}", f"parallel={parallel}", *small, *overrides])
     return Settings(config, vocabulary=60, tokens=5) if tiny else Settings(config)
 
 
