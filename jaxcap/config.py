@@ -314,6 +314,8 @@ def check(config: Config) -> Config:
     if decoder.tied and not decoder.deep_output and decoder.embedding != decoder.hidden:
         raise UserError(f"decoder.tied writes words with the matrix they are read with, so decoder.embedding {decoder.embedding} and "
                         f"decoder.hidden {decoder.hidden} must be equal (or decoder.deep_output=true)")
+    if decoder.unroll > 1 and decoder.image == "attention" and decoder.layers == 1:
+        raise UserError("decoder.unroll is about recurrences that do not attend; with decoder.image=attention and one layer there is none")
     if decoder.name == "gru" and not decoder.output_tanh:
         raise UserError("decoder.output_tanh=false is about an LSTM's output; a GRU has none")
     decoder_trained = bool(config.start)
