@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -421,6 +422,11 @@ def processes(*arguments: str) -> Iterator[list[subprocess.Popen]]:
             process.kill()
 
 
+def without_gloo(output):
+    """What is left of a process's output without Gloo's words, whose threads write over each other in the middle of a line."""
+    return re.sub(r"\[Gloo\] Rank|is connected to|Expected number of connected|peer ranks|is :|[\d.\s]", "", output)
+
+
 def test_two_processes_train_stop_and_resume_as_one(data, tmp_path):
     frozen = settings(data, "phases.0.train=decoder", "phases.0.steps=300", "phases.0.from_scratch=false", "log_every=2", "checkpoints.every_steps=50",
                       "seed=21")
@@ -435,14 +441,13 @@ def test_two_processes_train_stop_and_resume_as_one(data, tmp_path):
         running[1].send_signal(signal.SIGTERM)  # the other one hears of it
         said = [process.communicate(timeout=240) for process in running]
     assert [process.returncode for process in running] == [143, 143], said
-    spoken = lambda text: [line for line in text.splitlines() if not line.startswith("[Gloo]")]
-    assert "stopped at step" in said[0][1] and not spoken(said[1][0]) and "training" not in said[1][1]
+    assert "stopped at step" in said[0][1] and not without_gloo(said[1][0]) and "training" not in said[1][1]
     assert not list((data / "folder").rglob("*.lock"))
 
     with processes("--resume", str(two)) as running:
         said = [process.communicate(timeout=240) for process in running]
     assert [process.returncode for process in running] == [0, 0], said
-    assert "report:" in said[0][0] and not spoken(said[1][0])
+    assert "report:" in said[0][0] and not without_gloo(said[1][0])
     expected, found = losses(one), losses(two)
     assert list(found) == list(range(2, 302, 2))
     np.testing.assert_allclose(list(found.values())[:32], list(expected.values())[:32], rtol=1e-4)
