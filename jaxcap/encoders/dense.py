@@ -16,6 +16,7 @@ from jax import lax
 from jaxcap import products
 from jaxcap.encoders import shifted, winograd
 
+SMALL = 9  # taps; kernels of more make columns that are too many
 THICK = 64  # from here on products of factors in bfloat16 pay, and strided convolutions as products
 
 
@@ -37,7 +38,7 @@ def convolve(x_BHWC, kernel_hwIO, stride: int, padding):
 
 def _columns_pay(height: int, width: int, into: int, out: int) -> bool:
     """For photos and for thick maps; thin maps make thin products."""
-    return height * width <= 9 and out >= 32 and (into <= 4 or into >= THICK)
+    return height * width <= SMALL and out >= 32 and (into <= 4 or into >= THICK)
 
 
 def ordinary(x_BHWC, kernel_hwIO, stride, padding, groups: int = 1):
@@ -63,8 +64,7 @@ convolve.defvjp(_forward, _backward)
 
 
 def _unstrided(x_BHWC, kernel_hwIO, padding):
-    pays = (products.rounds(x_BHWC, kernel_hwIO) and kernel_hwIO.shape[2] >= THICK
-            and max(x_BHWC.shape[1:3]) < winograd.SMALLEST)
+    pays = products.rounds(x_BHWC, kernel_hwIO) and kernel_hwIO.shape[2] >= THICK and _is_small(x_BHWC)
     return _of_taps(x_BHWC, kernel_hwIO, padding) if pays else ordinary(x_BHWC, kernel_hwIO, 1, padding)
 
 
@@ -99,12 +99,24 @@ def _turned(x_BHWC, dy_BHWO, kernel_hwIO, padding):
 
 
 def _dkernel(x_BHWC, kernel_hwIO, stride, padding, dy_BHWO):
-    """Each tap's gradient is the product of what it saw and dy; without a stride dy is shifted rather than x: that is faster."""
-    size = kernel_hwIO.shape[:2]
-    if stride == 1:
-        around = _turned(x_BHWC, dy_BHWO, kernel_hwIO, padding)
-        pairs = [(x_BHWC, dy) for dy in reversed(list(shifted.windows(dy_BHWO, size, 1, around)))]
+    """Each tap's gradient is the product of what it saw and dy. With a stride, small kernels take one product of columns; without,
+    dy is shifted rather than x, which is faster, and small thin kernels on small maps are XLA's own."""
+    *size, into, out = kernel_hwIO.shape
+    small = 1 < min(size) and size[0] * size[1] <= SMALL
+    if stride == 1 and small and into < THICK and _is_small(x_BHWC):
+        return jax.vjp(lambda kernel_hwIO: ordinary(x_BHWC, kernel_hwIO, stride, padding), kernel_hwIO)[1](dy_BHWO)[0]
+    factor = kernel_hwIO.reshape(-1, out)
+    if stride > 1 and small:
+        columns_BHWN = jnp.concatenate(list(shifted.windows(x_BHWC, size, stride, padding)), axis=-1)
+        taps = products.into_kernel(columns_BHWN.reshape(-1, len(factor)), dy_BHWO.reshape(-1, out), factor)
+    elif stride > 1:
+        taps = jnp.stack([products.into_kernel(x, dy_BHWO, factor) for x in shifted.windows(x_BHWC, size, stride, padding)])
     else:
-        pairs = [(x, dy_BHWO) for x in shifted.windows(x_BHWC, size, stride, padding)]
-    taps = [products.into_kernel(x, dy, kernel_hwIO[0, 0]) for x, dy in pairs]
-    return jnp.stack(taps).reshape(kernel_hwIO.shape).astype(kernel_hwIO.dtype)
+        around = _turned(x_BHWC, dy_BHWO, kernel_hwIO, padding)
+        shifts = reversed(list(shifted.windows(dy_BHWO, size, 1, around)))
+        taps = jnp.stack([products.into_kernel(x_BHWC, dy, factor) for dy in shifts])
+    return taps.reshape(kernel_hwIO.shape).astype(kernel_hwIO.dtype)
+
+
+def _is_small(x_BHWC):
+    return max(x_BHWC.shape[1:3]) < winograd.SMALLEST
