@@ -33,10 +33,8 @@ def dtypes(asked: str) -> tuple[jnp.dtype, jnp.dtype | None]:
 
 
 def matmul(x: Array, kernel_IJ: Array) -> Array:
-    """x [..., I] @ kernel, of the type of x. The leading axes are one: a kernel's gradient summed over several takes CPUs longer."""
-    if rounds(x, kernel_IJ):
-        return _matmul(x, kernel_IJ)
-    return (x.reshape(-1, x.shape[-1]) @ kernel_IJ).reshape(*x.shape[:-1], -1)
+    """x [..., I] @ kernel, of the type of x."""
+    return _matmul(x, kernel_IJ) if rounds(x, kernel_IJ) else x @ kernel_IJ
 
 
 def summed(x: Array, kernel_IJ: Array) -> Array:

@@ -20,6 +20,21 @@ SMALL = 9  # taps; kernels of more make columns that are too many
 THICK = 64  # from here on products of factors in bfloat16 pay, and strided convolutions as products
 
 
+@jax.custom_vjp
+def pointwise(x_BHWC, kernel_IO):
+    """A 1×1 convolution, a matrix product. Its kernel's gradient is a sum over one axis: XLA is slower at one over three."""
+    return products.matmul(x_BHWC, kernel_IO)
+
+
+def _pointwise_backward(saved, dy_BHWO):
+    x_BHWC, kernel_IO = saved
+    x_NI, dy_NO = (array.reshape(-1, array.shape[-1]) for array in (x_BHWC, dy_BHWO))
+    return products.back(dy_BHWO, kernel_IO), products.into_kernel(x_NI, dy_NO, kernel_IO).astype(kernel_IO.dtype)
+
+
+pointwise.defvjp(lambda x_BHWC, kernel_IO: (pointwise(x_BHWC, kernel_IO), (x_BHWC, kernel_IO)), _pointwise_backward)
+
+
 def is_factor(shape: tuple[int, ...]) -> bool:
     """Whether a kernel of this shape is a factor that a CPU multiplies faster in bfloat16 (`jaxcap.products`): [1, 1, in, out], or
     [height, width, in, out] with many channels, ungrouped."""

@@ -15,7 +15,6 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from jaxcap import products
 from jaxcap.encoders import dense, shifted
 from jaxcap.errors import UserError
 
@@ -171,7 +170,7 @@ def convolve(x_BHWC, kernel, stride: int = 1, padding: Padding = "SAME"):
         return dense.ordinary(x_BHWC, kernel, stride, padding, groups)
 
     def matrix_product(x_BHWC, kernel):
-        return products.matmul(x_BHWC, kernel[0, 0])
+        return dense.pointwise(x_BHWC, kernel[0, 0])
 
     def ungrouped(x_BHWC, kernel):
         return dense.convolve(x_BHWC, kernel, stride, padding)
