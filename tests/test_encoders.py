@@ -208,6 +208,17 @@ def test_convolutions_on_cpus_and_their_gradients_equal_the_ordinary_ones(kernel
             np.testing.assert_allclose(one, other, atol=1e-12)
 
 
+def test_a_1x1_convolution_on_cpus_and_its_gradients_equal_the_ordinary_ones():
+    random = np.random.default_rng(0)
+    with jax.enable_x64():
+        x_BHWC, kernel = jnp.asarray(random.normal(size=(2, 8, 9, 4))), jnp.asarray(random.normal(size=(1, 1, 4, 6)))
+        ours, our_gradient = jax.vjp(lambda x, k: dense.pointwise(x, k[0, 0]), x_BHWC, kernel)
+        theirs, their_gradient = jax.vjp(lambda x, k: ordinary(x, k, "SAME", 1), x_BHWC, kernel)
+        np.testing.assert_allclose(ours, theirs, atol=1e-12)
+        for one, other in zip(our_gradient(jnp.sin(ours)), their_gradient(jnp.sin(ours)), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-12)
+
+
 def convolutions(x, kernel, stride=1, padding="SAME", platform="cpu"):
     """How many of XLA's own convolutions a program has that convolves so."""
     traced = jax.jit(lambda x, k: layers.convolve(x, k, stride, padding)).trace(x, kernel)
@@ -248,7 +259,8 @@ def gradients(size, kernel, stride, platform):
 ])
 def test_the_gradient_of_a_kernel_is_no_convolution_on_a_cpu_but_where_that_is_fast(size, kernel, stride, on_cpu):
     assert gradients(size, kernel, stride, "cpu").count("stablehlo.convolution") == on_cpu
-    assert gradients(size, kernel, stride, "cuda").count("stablehlo.convolution") == 3
+    for platform in ("cuda", "tpu"):
+        assert gradients(size, kernel, stride, platform).count("stablehlo.convolution") == 3
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [((1, 1, 64, 48), 1), ((3, 3, 12, 24), 2)])

@@ -16,7 +16,7 @@ from jax import lax
 from jaxcap import products
 from jaxcap.encoders import shifted, winograd
 
-SMALL = 9  # taps; kernels of more make columns that are too many
+SMALL_KERNEL = 9  # taps; larger ones make columns that are too many
 THICK = 64  # from here on products of factors in bfloat16 pay, and strided convolutions as products
 
 
@@ -53,7 +53,7 @@ def convolve(x_BHWC, kernel_hwIO, stride: int, padding):
 
 def _columns_pay(height: int, width: int, into: int, out: int) -> bool:
     """For photos and for thick maps; thin maps make thin products."""
-    return height * width <= SMALL and out >= 32 and (into <= 4 or into >= THICK)
+    return height * width <= SMALL_KERNEL and out >= 32 and (into <= 4 or into >= THICK)
 
 
 def ordinary(x_BHWC, kernel_hwIO, stride, padding, groups: int = 1):
@@ -117,15 +117,17 @@ def _dkernel(x_BHWC, kernel_hwIO, stride, padding, dy_BHWO):
     """Each tap's gradient is the product of what it saw and dy. With a stride, small kernels take one product of columns; without,
     dy is shifted rather than x, which is faster, and small thin kernels on small maps are XLA's own."""
     *size, into, out = kernel_hwIO.shape
-    small = 1 < min(size) and size[0] * size[1] <= SMALL
-    if stride == 1 and small and into < THICK and _is_small(x_BHWC):
+    small = size[0] * size[1] <= SMALL_KERNEL
+    if stride == 1 and small and min(size) > 1 and into < THICK and _is_small(x_BHWC):
         return jax.vjp(lambda kernel_hwIO: ordinary(x_BHWC, kernel_hwIO, stride, padding), kernel_hwIO)[1](dy_BHWO)[0]
     factor = kernel_hwIO.reshape(-1, out)
-    if stride > 1 and small:
-        columns_BHWN = jnp.concatenate(list(shifted.windows(x_BHWC, size, stride, padding)), axis=-1)
-        taps = products.into_kernel(columns_BHWN.reshape(-1, len(factor)), dy_BHWO.reshape(-1, out), factor)
-    elif stride > 1:
-        taps = jnp.stack([products.into_kernel(x, dy_BHWO, factor) for x in shifted.windows(x_BHWC, size, stride, padding)])
+    if stride > 1:
+        seen = list(shifted.windows(x_BHWC, size, stride, padding))
+        if small:
+            columns_BHWN = jnp.concatenate(seen, axis=-1)
+            taps = products.into_kernel(columns_BHWN.reshape(-1, len(factor)), dy_BHWO.reshape(-1, out), factor)
+        else:
+            taps = jnp.stack([products.into_kernel(x, dy_BHWO, factor) for x in seen])
     else:
         around = _turned(x_BHWC, dy_BHWO, kernel_hwIO, padding)
         shifts = reversed(list(shifted.windows(dy_BHWO, size, 1, around)))
