@@ -11,7 +11,7 @@ import pytest
 
 from jaxcap import memory, parallel
 
-# Runs a program that needs 128 MiB, twenty times, and prints how many pages the kernel had to bring.
+# Runs a program that needs 128 MiB, again and again, and prints how many pages the kernel had to bring for the last twenty times.
 PAGES = """
 import resource
 import jax, jax.numpy as jnp
@@ -19,7 +19,7 @@ from jaxcap import parallel
 parallel.initialize()
 ask = jax.jit(lambda x: jnp.outer(x, x) + 1)
 x = jnp.ones(5793)
-for _ in range(20):  # until the holes that small pieces leave are found
+for _ in range(100):  # until the holes that small pieces leave are found, which takes longer on a busy machine
     ask(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):
