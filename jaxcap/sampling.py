@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxcap.search import NEVER, Captions, PyTree, Rules, score
+from jaxcap.search import NEVER, Captions, PyTree, Rules, log_softmax, score
 from jaxcap.vocab import BOS, EOS, PAD
 
 
@@ -39,7 +39,7 @@ def sample(step: Callable[[PyTree, Array], tuple[PyTree, Array]], start: PyTree,
     def body(loop: _Loop) -> _Loop:
         t, tokens_NT, log_probs_N, last_N, ended_N, state = loop
         state, logits_NV = step(state, last_N)
-        log_probs_NV = rules.apply(jax.nn.log_softmax(logits_NV.astype(jnp.float32)), tokens_NT, t)
+        log_probs_NV = rules.apply(log_softmax(logits_NV), tokens_NT, t)
         now_N = jax.vmap(jax.random.fold_in, (0, None))(key_N, t)
         word_N = draw(now_N, log_probs_NV, temperature=temperature, top_k=top_k, nucleus=nucleus)
         ends_N = word_N == EOS

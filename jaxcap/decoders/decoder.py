@@ -313,7 +313,7 @@ class Decoder(nn.Module):
         """What the photo adds to every word, and the first layer's state before the first one."""
         mean_BF = features_B1F[:, 0]
         output_BE = products.matmul(mean_BF, self._factor(self.seen_output)) if self.deep_output else None
-        gates_BG = products.matmul(mean_BF, self._kernel(0)[self.embedding:-self.hidden])
+        gates_BG = products.matmul(mean_BF, self._rows(0, self.embedding, -self.hidden))
         return Shown(gates_BG, output_BE), self._first_state(mean_BF)
 
     def _first_state(self, mean_BF: Array) -> PyTree:
@@ -327,10 +327,11 @@ class Decoder(nn.Module):
     def _attention_weights(self) -> attention.Weights:
         gate = (self._factor(self.gate_kernel), self.gate_bias.astype(self.dtype)) if self.attention_gate else ()
         return attention.Weights(self._factor(self.query_kernel), self.energy.astype(self.dtype),
-                                 self._kernel(0)[self.embedding:-self.hidden], self._recurrent(0), self._recurrent_bias(0), *gate)
+                                 self._rows(0, self.embedding, -self.hidden), self._recurrent(0), self._recurrent_bias(0), *gate)
 
-    def _kernel(self, layer: int) -> Array:
-        return self._factor(self.kernels[layer])
+    def _rows(self, layer: int, start: int | None, stop: int | None) -> Array:
+        """Part of a layer's kernel. The barrier lets XLA cut it off before a loop over words; it would do so again for every word."""
+        return jax.lax.optimization_barrier(self._factor(self.kernels[layer])[start:stop])
 
     def _factor(self, kernel: Array) -> Array:
         return kernel.astype(self.kernel_dtype or self.dtype)
@@ -340,14 +341,14 @@ class Decoder(nn.Module):
 
     def _words_input(self, words: Array) -> Array:
         """The word's part of the first layer's gates, where what is seen has a part of its own."""
-        return self._plus_bias(products.matmul(words, self._kernel(0)[:self.embedding]), 0)
+        return self._plus_bias(products.matmul(words, self._rows(0, None, self.embedding)), 0)
 
     def _input(self, x: Array, layer: int) -> Array:
         """The input's part of a layer's gates."""
-        return self._plus_bias(products.matmul(x, self._kernel(layer)[:-self.hidden]), layer)
+        return self._plus_bias(products.matmul(x, self._rows(layer, None, -self.hidden)), layer)
 
     def _recurrent(self, layer: int) -> Array:
-        return self._kernel(layer)[-self.hidden:]
+        return self._rows(layer, -self.hidden, None)
 
     def _recurrent_bias(self, layer: int) -> Array | None:
         bias_G = self.recurrent_biases[layer]
