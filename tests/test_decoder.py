@@ -1,11 +1,13 @@
 """Decoders: equations, sizes, causality, attention, scheduled sampling, and a gradient that is written out by hand."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcap import features
+from jaxcap import features, sampling, search
 from jaxcap.decoders import attention, cells
 from jaxcap.decoders.decoder import Decoder
 
@@ -304,3 +306,28 @@ def test_the_written_gradient_of_any_cell_equals_automatic_differentiation(cell,
     expected = jax.grad(objective(unrolled), (0, 1, 2, 3))(*arguments)
     found = jax.grad(objective(lambda *a: cells.scan(unit.step, *a, unroll)), (0, 1, 2, 3))(*arguments)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), expected, found)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads what XLA makes of a search for CPUs")
+@pytest.mark.parametrize("options", [{}, {"image": "every"}, {"image": "attention", "attention_size": 16}, {"cell": "gru"}, {"layers": 2}])
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_search_cuts_no_kernel_for_every_word_and_makes_logits_by_a_plain_product(options, drawn):
+    decoder = Decoder(vocabulary=1000, features=48, embedding=64, hidden=64, **options)
+    features_BPF = jnp.ones((32, 9, 48))
+    variables = decoder.init(jax.random.key(0), features_BPF, jnp.zeros((32, 1), jnp.int32))
+
+    def captions(variables, features_BPF):
+        context, start = decoder.apply(variables, features_BPF, method="start")
+        step = lambda state, token_N: decoder.apply(variables, context, state, token_N, method="step")
+        if drawn:
+            return sampling.sample(step, start, jax.random.split(jax.random.key(0), 32), draws=2, max_words=5)
+        return search.beam(step, start, batch=32, beam=3, max_words=5)
+
+    computations = jax.jit(captions).lower(variables, features_BPF).compile().as_text().split("\n\n")
+    kernels = [leaf.shape for name, leaf in variables["params"].items() if re.fullmatch(r"(lstm|gru)1?_kernel", name)]
+    cut = {match[1] for text in computations for rows, gates in kernels
+           for match in [re.match(rf"%(\S+) \(\S+: f32\[{rows},{gates}\]\)", text)] if match and " slice(" in text}
+    callers = [text for text in computations if any(re.search(rf"calls=%{re.escape(name)}(?![\w.])", text) for name in cut)]
+    assert cut and all(text.startswith("ENTRY") for text in callers)
+    products = [text for text in computations if " dot(" in text and "f32[1000]" in text]  # the bias tells the logits'
+    assert not any(" reduce(" in text for text in products)
