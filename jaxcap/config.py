@@ -191,13 +191,13 @@ class Config:
 SHAPES = Config(
     name="shapes",
     batch_size=32,
-    data=Data(name="shapes", size=64, max_words=24, length_buckets=(8, 12, 16)),
+    data=Data(name="shapes", size=64, max_words=24, length_buckets=(13,)),
     encoder=Encoder(name="small_cnn"),
     decoder=Decoder(embedding=128, hidden=128, dropout=0.0, forget_bias=4.0),
     phases=(
-        Phase(name="words", train="all", objective="words", steps=8000, batch_norm="batch", from_scratch=True,
+        Phase(name="words", train="all", objective="words", steps=6000, batch_norm="batch", from_scratch=True,
               optim=Optim(name="adam", learning_rate=4e-3, schedule="cosine", warmup_steps=100)),
-        Phase(name="captions", train="all", steps=6400, batch_norm="batch", from_scratch=True,
+        Phase(name="captions", train="all", steps=5000, batch_norm="batch", from_scratch=True,
               optim=Optim(name="adam", learning_rate=2e-3, schedule="cosine", warmup_steps=100,
                           label_smoothing=0.1)),
     ),

@@ -107,8 +107,8 @@ def test_page_tells_the_config(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict(given)))
     page = write(tmp_path)
     assert "small_cnn encoder and lstm decoder on shapes" in page.text
-    assert "phase 1: words encoder and decoder, aim: a caption's words in no order, 8,000 steps, adam" in page.text
-    assert "phase 2: captions encoder and decoder, 6,400 steps, adam" in page.text
+    assert "phase 1: words encoder and decoder, aim: a caption's words in no order, 6,000 steps, adam" in page.text
+    assert "phase 2: captions encoder and decoder, 5,000 steps, adam" in page.text
     assert "seed 77" in page.text and "adam at 0.125" in page.text
     assert '"learning_rate": 0.125' in page.text
 

@@ -1,5 +1,8 @@
 """A convolutional network of this project, small enough to learn from nothing in minutes on two CPU cores.
 
+It cuts the picture into patches of 4 × 4 pixels, and those into 2 × 2 (as Dosovitskiy et al. 2020 and Liu et al. 2022, arXiv 2201.03545,
+section 2.3, do): products without a window's overlap are cheap. Only the last convolution overlaps.
+
 The decoder sees only the mean over positions, in which a network that is not deep loses what was where. So the last map
 is cut into GRID × GRID overlapping places, and the features are the strongest response of every channel in each place
 and in the whole picture (as in spatial pyramid pooling, He et al. 2014), on one scale for all.
@@ -14,7 +17,10 @@ from flax import linen as nn
 from jaxcap.encoders import EncoderSpec
 from jaxcap.encoders.layers import BatchNormMode, ConvBN
 
-WIDTHS = (24, 48, 48)  # channels of the 3 × 3 convolutions
+PATCH = 4  # pixels along each side
+WIDTHS = (24, 48, 48)  # channels of the convolutions,
+KERNELS = (1, 2, 3)  # their sides
+STRIDES = (1, 2, 1)
 GRID = 3  # places along each side
 REACH = 0.7  # of a place around its middle, in places
 CHANNELS = 32  # of one place
@@ -29,9 +35,9 @@ class SmallCNN(nn.Module):
     @nn.compact
     def __call__(self, image_BHWC, batch_norm: BatchNormMode = "inference"):
         layer = nn.remat(ConvBN) if self.remat else ConvBN
-        x_BHWC = _fold_pixels(image_BHWC)
-        for i, width in enumerate(WIDTHS):
-            y_BHWC = layer(x_BHWC.shape[-1], width, (3, 3), stride=2 if i < 2 else 1, batch_norm=batch_norm,
+        x_BHWC = _patches(image_BHWC)
+        for i, (width, side, stride) in enumerate(zip(WIDTHS, KERNELS, STRIDES, strict=True)):
+            y_BHWC = layer(x_BHWC.shape[-1], width, (side, side), stride=stride, batch_norm=batch_norm,
                            dtype=self.dtype, name=f"conv{i}")(x_BHWC)
             x_BHWC = x_BHWC + y_BHWC if x_BHWC.shape == y_BHWC.shape else y_BHWC
         x_BHWC = layer(WIDTHS[-1], CHANNELS, batch_norm=batch_norm, dtype=self.dtype, name="head")(x_BHWC)
@@ -41,12 +47,12 @@ class SmallCNN(nn.Module):
                      name="places")(places_B11F)
 
 
-def _fold_pixels(image_BHWC: jax.Array) -> jax.Array:
-    """Every 2 × 2 pixels as one with four times the channels, which a CPU convolves faster; an odd edge is doubled."""
-    _, height, width, channels = image_BHWC.shape
-    image_BHWC = jnp.pad(image_BHWC, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    x = image_BHWC.reshape(-1, (height + 1) // 2, 2, (width + 1) // 2, 2, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *x.shape[1:4:2], 4 * channels)
+def _patches(image_BHWC: jax.Array) -> jax.Array:
+    """Every PATCH × PATCH pixels as one with all their channels; what an edge lacks is its last pixel again."""
+    *_, height, width, channels = image_BHWC.shape
+    image_BHWC = jnp.pad(image_BHWC, ((0, 0), (0, -height % PATCH), (0, -width % PATCH), (0, 0)), mode="edge")
+    x = image_BHWC.reshape(-1, -(-height // PATCH), PATCH, -(-width // PATCH), PATCH, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *x.shape[1:4:2], PATCH**2 * channels)
 
 
 def _strongest_by_place(x_BHWC: jax.Array) -> jax.Array:
@@ -84,5 +90,5 @@ SPEC = EncoderSpec(
     features=(GRID * GRID + 1) * CHANNELS,
     preprocess=preprocess,
     source="this project; there are no published weights",
-    parameters=37_440,
+    parameters=30_240,
 )
