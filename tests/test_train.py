@@ -429,7 +429,7 @@ def without_gloo(output):
 
 def test_two_processes_train_stop_and_resume_as_one(data, tmp_path):
     frozen = settings(data, "phases.0.train=decoder", "phases.0.steps=300", "phases.0.from_scratch=false", "log_every=2", "checkpoints.every_steps=50",
-                      "seed=21")
+                      "seed=21", "phases.0.optim.learning_rate=0.01")  # at 0.03 Adam makes much of what rounding differs by
     one, two = tmp_path / "one", tmp_path / "two"
     assert train.main([*frozen, "--run-dir", str(one)]) == 0
     for path in (data / "folder").rglob("*small_cnn*.npy"):

