@@ -330,7 +330,7 @@ class Decoder(nn.Module):
                                  self._rows(0, self.embedding, -self.hidden), self._recurrent(0), self._recurrent_bias(0), *gate)
 
     def _rows(self, layer: int, start: int | None, stop: int | None) -> Array:
-        """Part of a layer's kernel. The barrier lets XLA cut it off before a loop over words; it would do so again for every word."""
+        """Part of a layer's kernel. Without the barrier, in a loop over words, XLA cuts it off anew for every one."""
         return jax.lax.optimization_barrier(self._factor(self.kernels[layer])[start:stop])
 
     def _factor(self, kernel: Array) -> Array:
