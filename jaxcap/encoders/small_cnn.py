@@ -1,7 +1,7 @@
 """A convolutional network of this project, small enough to learn from nothing in minutes on two CPU cores.
 
 It cuts the picture into patches of 4 × 4 pixels, and those into 2 × 2 (as Dosovitskiy et al. 2020 and Liu et al. 2022, arXiv 2201.03545,
-section 2.3, do): products without a window's overlap are cheap. Only the last convolution overlaps.
+section 2.2, do): products without a window's overlap are cheap. Only the last convolution overlaps.
 
 The decoder sees only the mean over positions, in which a network that is not deep loses what was where. So the last map
 is cut into GRID × GRID overlapping places, and the features are the strongest response of every channel in each place
