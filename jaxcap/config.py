@@ -191,7 +191,7 @@ class Config:
 SHAPES = Config(
     name="shapes",
     batch_size=32,
-    data=Data(name="shapes", size=64, max_words=24, length_buckets=(13,)),
+    data=Data(name="shapes", size=64, max_words=24, length_buckets=(13,)),  # nine captions in ten; each length is a program to compile
     encoder=Encoder(name="small_cnn"),
     decoder=Decoder(embedding=128, hidden=128, dropout=0.0, forget_bias=4.0),
     phases=(

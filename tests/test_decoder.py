@@ -325,8 +325,8 @@ def test_a_search_cuts_no_kernel_for_every_word_and_makes_logits_by_a_plain_prod
 
     computations = jax.jit(captions).lower(variables, features_BPF).compile().as_text().split("\n\n")
     kernels = [leaf.shape for name, leaf in variables["params"].items() if re.fullmatch(r"(lstm|gru)1?_kernel", name)]
-    cut = {match[1] for text in computations for rows, gates in kernels
-           for match in [re.match(rf"%(\S+) \(\S+: f32\[{rows},{gates}\]\)", text)] if match and " slice(" in text}
+    cut = {name for text in computations if " slice(" in text for rows, gates in kernels
+           for name in re.findall(rf"^%(\S+) \(\S+: f32\[{rows},{gates}\]\)", text)}
     callers = [text for text in computations if any(re.search(rf"calls=%{re.escape(name)}(?![\w.])", text) for name in cut)]
     assert cut and all(text.startswith("ENTRY") for text in callers)
     products = [text for text in computations if " dot(" in text and "f32[1000]" in text]  # the bias tells the logits'

@@ -22,14 +22,19 @@ THICK = 64  # from here on products of factors in bfloat16 pay, and strided conv
 
 @jax.custom_vjp
 def pointwise(x_BHWC, kernel_IO):
-    """A 1×1 convolution, a matrix product. Its kernel's gradient is a sum over one axis: XLA is slower at one over three."""
+    """A 1×1 convolution, a matrix product."""
     return products.matmul(x_BHWC, kernel_IO)
 
 
 def _pointwise_backward(saved, dy_BHWO):
     x_BHWC, kernel_IO = saved
-    x_NI, dy_NO = (array.reshape(-1, array.shape[-1]) for array in (x_BHWC, dy_BHWO))
-    return products.back(dy_BHWO, kernel_IO), products.into_kernel(x_NI, dy_NO, kernel_IO).astype(kernel_IO.dtype)
+    return products.back(dy_BHWO, kernel_IO), _into_kernel(x_BHWC, dy_BHWO, kernel_IO).astype(kernel_IO.dtype)
+
+
+def _into_kernel(x_BHWI, dy_BHWO, kernel_IO):
+    """`products.into_kernel` as a sum over one axis: XLA is slower at one over three."""
+    x_NI, dy_NO = (array.reshape(-1, array.shape[-1]) for array in (x_BHWI, dy_BHWO))
+    return products.into_kernel(x_NI, dy_NO, kernel_IO)
 
 
 pointwise.defvjp(lambda x_BHWC, kernel_IO: (pointwise(x_BHWC, kernel_IO), (x_BHWC, kernel_IO)), _pointwise_backward)
@@ -124,8 +129,7 @@ def _dkernel(x_BHWC, kernel_hwIO, stride, padding, dy_BHWO):
     if stride > 1:
         seen = list(shifted.windows(x_BHWC, size, stride, padding))
         if small:
-            columns_BHWN = jnp.concatenate(seen, axis=-1)
-            taps = products.into_kernel(columns_BHWN.reshape(-1, len(factor)), dy_BHWO.reshape(-1, out), factor)
+            taps = _into_kernel(jnp.concatenate(seen, axis=-1), dy_BHWO, factor)
         else:
             taps = jnp.stack([products.into_kernel(x, dy_BHWO, factor) for x in seen])
     else:

@@ -18,9 +18,7 @@ from jaxcap.encoders import EncoderSpec
 from jaxcap.encoders.layers import BatchNormMode, ConvBN
 
 PATCH = 4  # pixels along each side
-WIDTHS = (24, 48, 48)  # channels of the convolutions,
-KERNELS = (1, 2, 3)  # their sides
-STRIDES = (1, 2, 1)
+CONVOLUTIONS = ((24, 1, 1), (48, 2, 2), (48, 3, 1))  # channels, side of the kernel, stride
 GRID = 3  # places along each side
 REACH = 0.7  # of a place around its middle, in places
 CHANNELS = 32  # of one place
@@ -36,11 +34,11 @@ class SmallCNN(nn.Module):
     def __call__(self, image_BHWC, batch_norm: BatchNormMode = "inference"):
         layer = nn.remat(ConvBN) if self.remat else ConvBN
         x_BHWC = _patches(image_BHWC)
-        for i, (width, side, stride) in enumerate(zip(WIDTHS, KERNELS, STRIDES, strict=True)):
+        for i, (width, side, stride) in enumerate(CONVOLUTIONS):
             y_BHWC = layer(x_BHWC.shape[-1], width, (side, side), stride=stride, batch_norm=batch_norm,
                            dtype=self.dtype, name=f"conv{i}")(x_BHWC)
             x_BHWC = x_BHWC + y_BHWC if x_BHWC.shape == y_BHWC.shape else y_BHWC
-        x_BHWC = layer(WIDTHS[-1], CHANNELS, batch_norm=batch_norm, dtype=self.dtype, name="head")(x_BHWC)
+        x_BHWC = layer(x_BHWC.shape[-1], CHANNELS, batch_norm=batch_norm, dtype=self.dtype, name="head")(x_BHWC)
         places_B11F = _strongest_by_place(x_BHWC)
         features = places_B11F.shape[-1]
         return layer(features, features, depthwise=True, activation=None, batch_norm=batch_norm, dtype=self.dtype,
