@@ -48,9 +48,9 @@ def settings(*, tiny: bool = False, dtype: str = "float32", parallel: str = "sha
     return Settings(config, vocabulary=60, tokens=5) if tiny else Settings(config)
 
 
-def model(of: Settings, seed: int = 0) -> tuple[Captioner, PyTree, PyTree]:
-    """A captioner with its random `(params, batch_stats)` on the host; what starts constant gets noise."""
-    captioner = captioners.build(of.config, of.vocabulary)
+def model(of: Settings, seed: int = 0, platform: str | None = None) -> tuple[Captioner, PyTree, PyTree]:
+    """A captioner with its random `(params, batch_stats)` on the host; what starts constant gets noise. platform: of `captioner.build`."""
+    captioner = captioners.build(of.config, of.vocabulary, platform)
     size = configs.encoder_size(of.config)
     variables = jax.device_get(jax.jit(captioner.init, static_argnums=1)(jax.random.PRNGKey(seed), size))
     random = np.random.default_rng(seed)
@@ -140,13 +140,19 @@ class Step:
         self._train, self.together = kind.train, kind.together
         self._step = self.devices.wrap(self._function, **self._wrap)
 
-    def lower(self, platform: str = "") -> jax.stages.Lowered:
+    def lower(self, platform: str = "", devices: Sequence[jax.Device] = ()) -> jax.stages.Lowered:
         """The step as it is handed to the compiler, here or, named "cuda" or "tpu", of a platform that need not be here.
 
-        pmap offers no such look; shard_map's program is the same one.
+        devices: of that platform, which it is compiled for (`benchmarks.absent`). pmap offers no such look; shard_map's program is
+        the same one.
         """
-        wrapped = self._step if self.devices.mode == "shard_map" else Parallel("shard_map").wrap(self._function, **self._wrap)
-        return wrapped.trace(*self._arguments()).lower(lowering_platforms=(platform,) if platform else None)
+        wrapped = self._step
+        if self.devices.mode != "shard_map" or devices:
+            wrapped = Parallel("shard_map", list(devices)).wrap(self._function, **self._wrap)
+        arguments = self._arguments()
+        if devices:  # what arrays live on here is no matter there
+            arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
+        return wrapped.trace(*arguments).lower(lowering_platforms=(platform,) if platform else None)
 
     def __call__(self) -> PyTree:
         """Dispatches one step, or those that go together, and returns what it reports."""

@@ -127,12 +127,12 @@ class Captioner:
         return image_BHWC if self.unit_scaling else self.spec.preprocess(image_BHWC)
 
 
-def build(config: configs.Config, vocabulary: int) -> Captioner:
-    """The captioner of a config for a vocabulary of that many ids."""
+def build(config: configs.Config, vocabulary: int, platform: str | None = None) -> Captioner:
+    """The captioner of a config for a vocabulary of that many ids, as it runs on "cpu", "gpu" or "tpu"; None: on what is here."""
     spec = encoders.get(config.encoder.name)
     decoder = config.decoder
-    dtype, kernel_dtype = products.dtypes(config.encoder.dtype)
-    decoder_dtype, decoder_kernel_dtype = products.dtypes(decoder.dtype)
+    dtype, kernel_dtype = products.dtypes(config.encoder.dtype, platform)
+    decoder_dtype, decoder_kernel_dtype = products.dtypes(decoder.dtype, platform)
     return Captioner(
         spec=spec,
         encoder=spec.module(dtype=dtype, remat=config.encoder.remat),

@@ -1,0 +1,163 @@
+"""What is read out of compiled programs, of devices that are here and, where XLA's compiler for them is installed, that are not."""
+
+import json
+from importlib import util
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import absent, compiled
+from benchmarks.program import Program
+from jaxcap.errors import UserError
+
+# As XLA prints a program for a GPU, shortened: a loop of three rounds around a product that reads a slice and updates in place,
+# a convolution of 2 × 8 × 8 × 16 by 3 × 3 to 32 channels, and its two gradients by cuDNN.
+GPU = '''\
+HloModule jit_step, is_scheduled=true
+
+%fused_dot (parameter_0: bf16[3,4,8], parameter_1: bf16[8,16], parameter_2: s32[]) -> f32[4,16] {
+  %parameter_0 = bf16[3,4,8]{2,1,0} parameter(0)
+  %parameter_2 = s32[] parameter(2)
+  %slice = bf16[1,4,8]{2,1,0} dynamic-slice(%parameter_0, %parameter_2, %parameter_2, %parameter_2), dynamic_slice_sizes={1,4,8}
+  %flat = bf16[4,8]{1,0} bitcast(%slice)
+  %parameter_1 = bf16[8,16]{1,0} parameter(1)
+  ROOT %dot = f32[4,16]{1,0} dot(%flat, %parameter_1), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%fused_update (stack: f32[3,4,16], row: f32[4,16], i: s32[]) -> f32[3,4,16] {
+  %stack = f32[3,4,16]{2,1,0} parameter(0)
+  %row = f32[4,16]{1,0} parameter(1)
+  %one = f32[1,4,16]{2,1,0} bitcast(%row)
+  %i = s32[] parameter(2)
+  ROOT %update = f32[3,4,16]{2,1,0} dynamic-update-slice(%stack, %one, %i, %i, %i)
+}
+
+%body (carry: (s32[], f32[3,4,16], bf16[3,4,8], bf16[8,16])) -> (s32[], f32[3,4,16], bf16[3,4,8], bf16[8,16]) {
+  %carry = (s32[], f32[3,4,16]{2,1,0}, bf16[3,4,8]{2,1,0}, bf16[8,16]{1,0}) parameter(0)
+  %at = s32[] get-tuple-element(%carry), index=0
+  %stacked = f32[3,4,16]{2,1,0} get-tuple-element(%carry), index=1
+  %x = bf16[3,4,8]{2,1,0} get-tuple-element(%carry), index=2
+  %kernel = bf16[8,16]{1,0} get-tuple-element(%carry), index=3
+  %product = f32[4,16]{1,0} fusion(%x, %kernel, %at), kind=kCustom, calls=%fused_dot, metadata={op_name="jit(step)/while/body/dot_general" stack_frame_id=1}
+  %stored = f32[3,4,16]{2,1,0} fusion(%stacked, %product, %at), kind=kLoop, calls=%fused_update
+  %next = s32[] fusion(%at), kind=kLoop, calls=%fused_next
+  ROOT %carried = (s32[], f32[3,4,16]{2,1,0}, bf16[3,4,8]{2,1,0}, bf16[8,16]{1,0}) tuple(%next, %stored, %x, %kernel)
+}
+
+%fused_next (j: s32[]) -> s32[] {
+  %j = s32[] parameter(0)
+  %unit = s32[] constant(1)
+  ROOT %added = s32[] add(%j, %unit)
+}
+
+%condition (carried.1: (s32[], f32[3,4,16], bf16[3,4,8], bf16[8,16])) -> pred[] {
+  %carried.1 = (s32[], f32[3,4,16]{2,1,0}, bf16[3,4,8]{2,1,0}, bf16[8,16]{1,0}) parameter(0)
+  %limit = s32[] constant(3)
+  %counter = s32[] get-tuple-element(%carried.1), index=0
+  ROOT %less = pred[] compare(%counter, %limit), direction=LT
+}
+
+ENTRY %main (photo: bf16[2,8,8,16], filter: bf16[32,3,3,16], start: (s32[], f32[3,4,16], bf16[3,4,8], bf16[8,16])) -> f32[3,4,16] {
+  %photo = bf16[2,8,8,16]{3,2,1,0} parameter(0)
+  %filter = bf16[32,3,3,16]{3,2,1,0} parameter(1)
+  %cudnn-conv.1 = (bf16[2,8,8,32]{3,2,1,0}, u8[0]{0}) custom-call(%photo, %filter), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"
+  %y = bf16[2,8,8,32]{3,2,1,0} get-tuple-element(%cudnn-conv.1), index=0
+  %cudnn-conv-bw-filter.1 = (bf16[32,3,3,16]{3,2,1,0}, u8[0]{0}) custom-call(%photo, %y), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardFilter"
+  %cudnn-conv-bw-input.1 = (bf16[2,8,8,16]{3,2,1,0}, u8[0]{0}) custom-call(%y, %filter), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardInput"
+  %start = (s32[], f32[3,4,16]{2,1,0}, bf16[3,4,8]{2,1,0}, bf16[8,16]{1,0}) parameter(2)
+  %copy.1 = bf16[2,8,8,16]{3,2,1,0} copy(%photo)
+  %all-reduce.1 = bf16[2,8,8,32]{3,2,1,0} all-reduce(%y), replica_groups={}
+  %loop = (s32[], f32[3,4,16]{2,1,0}, bf16[3,4,8]{2,1,0}, bf16[8,16]{1,0}) while(%start), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %result = f32[3,4,16]{2,1,0} get-tuple-element(%loop), index=1
+}
+'''
+
+
+def test_a_program_s_kernels_are_counted_with_what_they_move_and_compute():
+    kernels = {kernel.name: kernel for kernel in Program(GPU).kernels}
+    assert {name: (kernel.kind, kernel.times) for name, kernel in kernels.items()} == {
+        "cudnn-conv.1": ("convolution", 1), "cudnn-conv-bw-filter.1": ("convolution", 1), "cudnn-conv-bw-input.1": ("convolution", 1),
+        "copy.1": ("copy", 1), "all-reduce.1": ("exchange", 1), "product": ("product", 3), "stored": ("other", 3), "next": ("other", 3)}
+    assert kernels["product"].scope == "while/body/dot_general"
+    assert kernels["product"].flop == 2 * 4 * 8 * 16
+    assert kernels["product"].bytes == 2 * 4 * 8 + 2 * 8 * 16 + 4 * 4 * 16 + 4  # of the stack only the slice, and the counter
+    assert kernels["stored"].bytes == 2 * 4 * 4 * 16 + 4  # the row is read and written, the stack is left alone
+    convolution = 2 * (2 * 8 * 8 * 32) * (3 * 3 * 16)
+    assert {kernel.flop for kernel in kernels.values() if kernel.kind == "convolution"} == {convolution}
+    assert kernels["cudnn-conv.1"].bytes == 2 * (2 * 8 * 8 * 16 + 32 * 3 * 3 * 16 + 2 * 8 * 8 * 32)
+    assert all(kernel.cycles is None for kernel in kernels.values())
+
+
+def test_where_xla_does_not_say_how_often_a_loop_turns_its_condition_does():
+    silent = GPU.replace(', backend_config={"known_trip_count":{"n":"3"}}', "")
+    assert silent != GPU
+    assert [k.times for k in Program(silent).kernels] == [k.times for k in Program(GPU).kernels]
+    endless = silent.replace("constant(3)", "parameter(1)")
+    assert {k.times for k in Program(endless).kernels} == {1}
+
+
+def test_cycles_that_xla_for_tpus_expects_are_read():
+    tpu = GPU.replace("calls=%fused_dot", 'calls=%fused_dot, backend_config={"window_config":{"estimated_cycles":"1832"}}')
+    assert [k.cycles for k in Program(tpu).kernels if k.cycles] == [1832]
+
+
+def test_a_program_of_this_machine_is_read():
+    def rounds(x, kernel):
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ kernel), None), x, length=5)[0]
+
+    hlo = jax.jit(rounds).lower(jnp.ones((64, 128)), jnp.ones((128, 128))).compile().as_text()
+    (product,) = [kernel for kernel in Program(hlo).kernels if kernel.kind == "product"]
+    assert (product.times, product.flop) == (5, 2 * 64 * 128 * 128)
+    assert product.bytes == 4 * (2 * 64 * 128 + 128 * 128)
+
+
+def test_the_command_reads_steps_and_sets_them_beside_earlier_ones(tmp_path, capsys):
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    arguments = ["--device", "cpu", "--tiny", "--kinds", "cached", "--batch", "8", "--dtype", "float32"]
+    assert compiled.main([*arguments, "--json", str(old), "--text", str(tmp_path / "text")]) == 0
+    assert compiled.main([*arguments, "--json", str(new), "--compare", str(old), "--largest", "3", "decoder.hidden=48"]) == 0
+    (before,), (after,) = (json.loads(path.read_text())["results"] for path in (old, new))
+    assert before["kernels"] > 20
+    assert before["gflop"] < after["gflop"]
+    assert before["largest"] == sorted(before["largest"], key=lambda kernel: -kernel["mb"])
+    assert Program((tmp_path / "text" / "cached-8.txt").read_text()).kernels
+    said = capsys.readouterr().out
+    assert f"{before['kernels']:.0f} → {after['kernels']:.0f}" in said
+    assert "\ncached, batch 8\n" in said
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    (["--device", "cpu", "--devices", "99"], "cpu has [0-9]+ devices?, so programs for 99 cannot be made"),
+    (["--device", "cpu", "--devices", "2", "--batch", "7"], "--batch 7 cannot be divided by 2 devices"),
+    (["--compare", "nowhere.json"], "nowhere.json cannot be read"),
+])
+def test_what_cannot_be_compiled_is_said(arguments, sentence):
+    with pytest.raises(UserError, match=sentence):
+        compiled.main(["--tiny", *arguments])
+
+
+def test_a_compiler_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(absent, "_installed", lambda module: False)
+    with pytest.raises(UserError, match=r"needs JAX's CUDA plugin, though no GPU: pip install 'jaxcap\[cuda\]'"):
+        absent.devices("h200", 1)
+    with pytest.raises(UserError, match=r"--device v5e:2x2: neither a card of .* needs libtpu, though no TPU: pip install 'jaxcap\[tpu\]'"):
+        absent.devices("v5e:2x2", 1)
+
+
+def compilers() -> list[str]:
+    return ["v5e:2x2"] * (util.find_spec("libtpu") is not None) + ["h200"] * any(map(absent._installed, absent.CUDA_PLUGINS))
+
+
+@pytest.mark.skipif(not compilers(), reason="XLA's compilers for TPUs and GPUs are not installed (pip install '.[tpu]' or '.[cuda]')")
+@pytest.mark.parametrize("device", compilers())
+def test_the_steps_compile_for_accelerators_that_are_not_here(device, tmp_path):
+    path = tmp_path / "steps.json"
+    assert compiled.main(["--device", device, "--devices", "2", "--tiny", "--kinds", "cached", "joint", "--batch", "8", "--json", str(path)]) == 0
+    for result in json.loads(path.read_text())["results"]:
+        assert result["by_kind"]["convolution" if result["kind"] == "joint" else "product" if device == "h200" else "convolution"] > 0
+        assert result["by_kind"]["exchange"] >= 1
+        assert result["least_ms" if device == "h200" else "expected_ms"] > 0
+    if device != "h200":
+        with pytest.raises(UserError, match="--device v9z:2x2: neither a card of a100, h100, h200 nor cpu, and libtpu knows no such TPU"):
+            absent.devices("v9z:2x2", 1)
