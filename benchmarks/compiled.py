@@ -1,7 +1,6 @@
 """Reads what XLA makes of the steps for an accelerator that need not be here: `python -m benchmarks.compiled`."""
 
 import argparse
-import collections
 import json
 import sys
 import time
@@ -46,8 +45,8 @@ def read(kind: workload.Kind, of: workload.Settings, model: tuple, batch: int, d
     return {
         "kind": kind.name, "batch": batch, "devices": len(devices), "compile_s": compile_s,
         "kernels": _total(kernels, lambda k: 1) / kind.together,
-        "by_kind": {name: count / kind.together for name, count in collections.Counter(
-            {name: _total([k for k in kernels if k.kind == name], lambda k: 1) for name in sorted({k.kind for k in kernels})}).items()},
+        "by_kind": {name: _total([k for k in kernels if k.kind == name], lambda k: 1) / kind.together
+                    for name in sorted({k.kind for k in kernels})},
         "gb": None if ghz else _total(kernels, lambda k: k.bytes) / kind.together / 1e9, "gflop": None if ghz else flop / 1e9,
         "program_gib": (plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
                         + plan.temp_size_in_bytes) / 2**30,

@@ -146,7 +146,7 @@ def in_torch(of: Convolution, what: str, xs: list[np.ndarray], kernel: np.ndarra
 
 def measure(of: Convolution, what: str, arguments: argparse.Namespace) -> list[dict[str, float]]:
     """Milliseconds of one convolution for the whole batch, by who computes it, turn by turn."""
-    dtype, kernel_dtype = products.dtypes(arguments.dtype)
+    dtype, kernel_dtype = products.dtypes(arguments.dtype, jax.default_backend())
     together = ON_GPU if jax.default_backend() != "cpu" else 1
     xs, kernel = of.inputs(arguments.batch, dtype, together)
     calls = {JAXCAP: in_jax(of, what, xs, kernel, own=False, kernel_dtype=kernel_dtype)}

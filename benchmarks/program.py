@@ -1,5 +1,6 @@
 """What a compiled program does, read out of its text (XLA's HLO after optimization): kernels, what they move and compute."""
 
+import collections
 import math
 import re
 from collections.abc import Iterator
@@ -113,8 +114,9 @@ class Program:
         operands = [computation[name] for name in instruction.operands if name in computation]
         if not inside:
             return _written(instruction, computation) + sum(operand.bytes for operand in operands)
-        parameters = [each for each in inside.values() if each.operation == "parameter"]
-        return _written([*inside.values()][-1], inside) + sum(_read(parameter, inside) for parameter in parameters)
+        needed = _needed(inside)
+        read = sum(min(needed[each.name], 1.0) * each.bytes for each in inside.values() if each.operation == "parameter")
+        return _written([*inside.values()][-1], inside) + round(read)
 
 
 def _written(instruction: _Instruction, known: dict) -> int:
@@ -125,15 +127,19 @@ def _written(instruction: _Instruction, known: dict) -> int:
     return instruction.bytes
 
 
-def _read(parameter: _Instruction, inside: dict) -> int:
-    users = [each for each in inside.values() if parameter.name in each.operands]
-    if users and all(each.operation in ("slice", "dynamic-slice", "gather") and each.operands[0] == parameter.name for each in users):
-        return sum(each.bytes for each in users)
-    if users and all(each.operation == "dynamic-update-slice" and each.operands[0] == parameter.name for each in users):
-        return 0
-    if len(users) == 1 and users[0].operation == "bitcast":
-        return _read(users[0], inside)
-    return parameter.bytes
+def _needed(inside: dict) -> dict[str, float]:
+    """What share of every value in a fused computation its result depends on: nothing else is read, or made, of it."""
+    needed = collections.Counter({[*inside][-1]: 1.0})
+    for user in reversed(inside.values()):
+        for position, name in enumerate(user.operands):
+            if name in inside:
+                share = min(needed[user.name], 1.0)
+                if position == 0 and user.operation in ("slice", "dynamic-slice", "gather"):
+                    share *= user.bytes / inside[name].bytes
+                elif position == 0 and user.operation == "dynamic-update-slice":
+                    share = 0.0
+                needed[name] += share
+    return needed
 
 
 def _kind(instruction: _Instruction, body: list[_Instruction]) -> str:

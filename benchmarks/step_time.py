@@ -20,6 +20,7 @@ from benchmarks.timing import Peak, short
 from benchmarks.workload import CACHED_8, FIVE
 from jaxcap import config as configs
 from jaxcap import losses, memory, parallel
+from jaxcap.captioner import Captioner
 from jaxcap.errors import UserError, run_command
 
 DEFAULT = {**workload.KINDS, CACHED_8.name: CACHED_8}
@@ -52,7 +53,7 @@ def measure(kind: workload.Kind, of: workload.Settings, model: tuple, batch: int
         "scaled_down": not arguments.repeats and len(timed.repeats_ms) < timing.MOST,
         "photos_per_s_per_device": batch / seconds / devices,
         "set_up_s": ready - start, "compile_s": compile_s, "loss": [loss, last_loss],
-        **costs(lowered, compiled, of, batch * kind.captions // devices, train=kind.train),
+        **costs(lowered, compiled, of, model[0], batch * kind.captions // devices, train=kind.train),
         "captions_per_photo": kind.captions,
         "times_faster": {who: then * batch / THEN_BATCH / seconds for who, then in THEN_S.items()} if kind.train else {},
     }
@@ -83,8 +84,8 @@ def order(arguments: argparse.Namespace, batches: Sequence[int], results: list[d
             yield batch, kind, way
 
 
-def costs(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled | None, of: workload.Settings, rows: int, *,
-          train: bool) -> dict:
+def costs(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled | None, of: workload.Settings, captioner: Captioner, rows: int,
+          *, train: bool) -> dict:
     """What one device does in one step, by XLA's own count.
 
     gflop: of the program as it is handed to the compiler, so the same on every machine; a compiled one hides what it gives
@@ -95,7 +96,7 @@ def costs(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled | None, of:
     """
     hidden = of.config.decoder.hidden
     one_product = 2 * rows * hidden * 4 * hidden
-    unroll = of.config.decoder.unroll
+    unroll = captioner.decoder.unroll or of.tokens
     uncounted = max(of.tokens - unroll - of.tokens % unroll, 0)  # what is left over stands behind the loop
     flops = lowered.cost_analysis()["flops"] + uncounted * one_product * (2 if train else 1)
     chunks, size = losses.chunked(rows * of.tokens)

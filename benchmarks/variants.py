@@ -38,7 +38,7 @@ VARIANTS = {
         Variant("no concurrent operations", "--xla_cpu_enable_concurrency_optimized_scheduler=false"),
     ),
     "gpu": (
-        Variant("recurrence in one piece", overrides=("decoder.unroll=32",)),
+        Variant("recurrence in a loop", overrides=("decoder.unroll=1",)),
         Variant("recurrence by fours", overrides=("decoder.unroll=4",)),
         Variant("no command buffers", "--xla_gpu_enable_command_buffer="),
         Variant("loops in command buffers",
@@ -50,7 +50,7 @@ VARIANTS = {
         Variant("every tiling tried", "--xla_gpu_exhaustive_tiling_search=true"),
     ),
     "tpu": (
-        Variant("recurrence in one piece", overrides=("decoder.unroll=32",)),
+        Variant("recurrence in a loop", overrides=("decoder.unroll=1",)),
     ),
 }
 

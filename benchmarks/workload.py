@@ -114,7 +114,7 @@ class Step:
         config, phase = of.config, of.config.phases[kind.phase]
         self.devices = Parallel(config.parallel, devices)
         self.devices.check_batch(batch, "--batch")
-        self._table, self._batches = None, fed
+        self._table, self._look, self._batches = None, None, fed
         if fed is None:
             random = np.random.default_rng(seed)
             rows = FEATURE_ROWS if kind.cached else 4 * batch
@@ -131,7 +131,9 @@ class Step:
             function = steps.train_steps if kind.together > 1 else steps.train_step
             self._function = functools.partial(function, captioner=captioner, phase=phase, optimizer=optimizer,
                                                augment=augment.augmentation(config.augment, size))
-            self._wrap = {"in_sharded": (False, True, False), "donate": (0,)}
+            if phase.train == "decoder" and not kind.cached:
+                self._look = self.devices.replicate(jax.jit(captioner.frozen_encode)(params, batch_stats))
+            self._wrap = {"in_sharded": (False, True, False, False), "donate": (0,)}
         else:
             self._state = (params, batch_stats)
             self._function = functools.partial(steps.eval_step, captioner=captioner,
@@ -174,7 +176,7 @@ class Step:
 
     def _arguments(self) -> tuple:
         batch = self.devices.shard(next(self._batches))
-        return (self._state, batch, self._table) if self._train else (*self._state, batch, self._table)
+        return (self._state, batch, self._table, self._look) if self._train else (*self._state, batch, self._table)
 
 
 def _batches(random: np.random.Generator, of: Settings, batch: int, rows: int, kind: Kind) -> Iterator[Batch]:

@@ -3,6 +3,7 @@
 `params` is `{"encoder": …, "decoder": …}`; `batch_stats` holds the encoder's moving statistics.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ class Captioner:
     feature_dropout: float
     doubly_stochastic: float = 0.0  # weight of the penalty on attention
     encoder_kernels: jnp.dtype | None = None  # what the encoder's kernels are rounded to, if another than its arithmetic's
+    platform: str = "cpu"  # that it is built for
 
     def init(self, key: Array, size: int) -> tuple[PyTree, PyTree]:
         """Random `(params, batch_stats)` for photos of size × size pixels."""
@@ -53,12 +55,16 @@ class Captioner:
             variables, self._preprocess(image_BHWC), batch_norm=batch_norm, mutable=["batch_stats"])
         return _flatten(features_BHWF), updated.get("batch_stats", {})
 
-    def frozen_encode(self, params: PyTree, batch_stats: PyTree):
-        """A pure function from photos [B, H, W, C] in [0, 1] to features [B, P, F], batch norm folded into filters."""
+    def frozen_encode(self, params: PyTree, batch_stats: PyTree) -> Callable[[Array], Array]:
+        """A pure function from photos [B, H, W, C] in [0, 1] to features [B, P, F], batch norm folded into filters.
+
+        It is a pytree, as `encoders.fold` makes them: for steps that all look through the same encoder jit makes it once, and
+        they take it as an argument.
+        """
         variables = {"params": params["encoder"], "batch_stats": batch_stats}
-        apply = encoders.fold(self.spec, variables, dtype=self.encoder.dtype, kernel_dtype=self.encoder_kernels,
-                              remat=self.encoder.remat)
-        return lambda image_BHWC: _flatten(apply(self._preprocess(image_BHWC)))
+        folded = encoders.fold(self.spec, variables, dtype=self.encoder.dtype, kernel_dtype=self.encoder_kernels,
+                               remat=self.encoder.remat, outputs_first=self.platform == "gpu")
+        return jax.tree_util.Partial(self._look, folded)
 
     @property
     def attends(self) -> bool:
@@ -123,6 +129,9 @@ class Captioner:
             {"params": params["decoder"]}, context, state, token_N, method="step", mutable=["attention"])
         return state, logits_NV, sown["attention"]["weights"][0]
 
+    def _look(self, folded: Callable[[Array], Array], image_BHWC: Array) -> Array:
+        return _flatten(folded(self._preprocess(image_BHWC)))
+
     def _preprocess(self, image_BHWC: Array) -> Array:
         return image_BHWC if self.unit_scaling else self.spec.preprocess(image_BHWC)
 
@@ -130,7 +139,7 @@ class Captioner:
 def build(config: configs.Config, vocabulary: int, platform: str | None = None) -> Captioner:
     """The captioner of a config for a vocabulary of that many ids, as it runs on "cpu", "gpu" or "tpu"; None: on what is here."""
     spec = encoders.get(config.encoder.name)
-    decoder = config.decoder
+    decoder, platform = config.decoder, platform or jax.default_backend()
     dtype, kernel_dtype = products.dtypes(config.encoder.dtype, platform)
     decoder_dtype, decoder_kernel_dtype = products.dtypes(decoder.dtype, platform)
     return Captioner(
@@ -142,12 +151,14 @@ def build(config: configs.Config, vocabulary: int, platform: str | None = None) 
             output_tanh=decoder.output_tanh, biases=decoder.biases, tied=decoder.tied, init_scale=decoder.init_scale,
             standardize=decoder.standardize, attention_size=decoder.attention.size, attention_project=decoder.attention.project,
             attention_gate=decoder.attention.gate, attention_dropout=decoder.attention.dropout,
-            attention_start=decoder.attention.start, deep_output=decoder.deep_output, unroll=decoder.unroll,
+            attention_start=decoder.attention.start, deep_output=decoder.deep_output,
+            unroll=decoder.unroll or int(platform == "cpu"),
             dtype=decoder_dtype, kernel_dtype=decoder_kernel_dtype),
         unit_scaling=config.encoder.scaling == "unit",
         feature_dropout=config.encoder.dropout,
         doubly_stochastic=decoder.attention.doubly_stochastic,
         encoder_kernels=kernel_dtype,
+        platform=platform,
     )
 
 

@@ -105,7 +105,7 @@ class Decoder:
     init_scale: float = 0.08  # parameters start uniform in ±init_scale
     standardize: bool = False  # features to zero mean and one scale, by the training photos' statistics
     deviations: float = 4.0  # that standardized features are divided by: so that a thousand of them do not drown the words
-    unroll: int = 1  # time steps in each round of the recurrence's loop while training: larger programs, fewer rounds (CPUs gain nothing)
+    unroll: int = 0  # time steps in each round of the recurrence's loop while training; 0: on GPUs and TPUs all of them, on CPUs one
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -276,7 +276,7 @@ def differences(one: Config, other: Config) -> list[str]:
 def check(config: Config) -> Config:
     """Returns `config`, or raises `UserError` for combinations that cannot run."""
     positive = ("batch_size", "eval_batch_size", "data.size", "data.max_words", "data.captions_per_photo", "decoder.embedding",
-                "decoder.hidden", "decoder.layers", "decoder.unroll", "decoder.attention.size", "search.beam", "search.max_words",
+                "decoder.hidden", "decoder.layers", "decoder.attention.size", "search.beam", "search.max_words",
                 "vocabulary.min_count", "checkpoints.keep", "log_every")
     values = flat(config)
     for key in positive:
@@ -314,8 +314,6 @@ def check(config: Config) -> Config:
     if decoder.tied and not decoder.deep_output and decoder.embedding != decoder.hidden:
         raise UserError(f"decoder.tied writes words with the matrix they are read with, so decoder.embedding {decoder.embedding} and "
                         f"decoder.hidden {decoder.hidden} must be equal (or decoder.deep_output=true)")
-    if decoder.unroll > 1 and decoder.image == "attention" and decoder.layers == 1:
-        raise UserError("decoder.unroll is about recurrences that do not attend; with decoder.image=attention and one layer there is none")
     if decoder.name == "gru" and not decoder.output_tanh:
         raise UserError("decoder.output_tanh=false is about an LSTM's output; a GRU has none")
     decoder_trained = bool(config.start)

@@ -23,12 +23,13 @@ class Feed(NamedTuple):
     """What batches hold beside tokens, and what is known of the features before a phase begins.
 
     kind: its name in a `Batch`. fetch: rows of the split → it. table: what row numbers point to on the devices.
-    views: rows of a photo. val_features: those of the val split. statistics: the decoder's constants, where it standardizes.
+    look: the frozen encoder that sees photos. views: rows of a photo. val_features: those of the val split. statistics: the decoder's constants, where it standardizes.
     """
 
     kind: str
     fetch: Callable[[np.ndarray], np.ndarray]
     table: jax.Array | None
+    look: Callable[[jax.Array], jax.Array] | None
     views: int
     val_features: np.ndarray | None
     statistics: dict[str, np.ndarray]
@@ -41,7 +42,7 @@ def prepare(session: Session, state: TrainState, phase: configs.Phase) -> Feed:
     training photos; otherwise photos are read. What fits stays on the device, and a batch then holds only row numbers.
     """
     config, devices, split = session.config, session.devices, session.train_split
-    array, val_features, statistics, views = None, None, {}, 1
+    array, val_features, statistics, views, look = None, None, {}, 1, None
     if phase.train == "decoder" and config.augment.cacheable():
         take = functools.partial(features.cached, configuration=config, captioner=session.captioner,
                                  params=state.params, batch_stats=state.batch_stats, parallel=session.own,
@@ -54,11 +55,13 @@ def prepare(session: Session, state: TrainState, phase: configs.Phase) -> Feed:
             statistics = features.statistics(array, config.decoder.deviations)
     else:
         kind, fetch, size = "image_BHWC", split.images, len(split) * config.data.size**2 * 3
+        if phase.train == "decoder":
+            look = devices.replicate(jax.jit(session.captioner.frozen_encode)(state.params, state.batch_stats))
     resident, table = config.data.resident, None
     if resident == "yes" or (resident == "auto" and size <= config.data.resident_gib * 2**30):
         whole = split.images(range(len(split))) if array is None else np.asarray(array)
         kind, fetch, table = "index_B", np.asarray, devices.replicate(whole)
-    return Feed(kind, fetch, table, views, val_features, statistics)
+    return Feed(kind, fetch, table, look, views, val_features, statistics)
 
 
 def batches(session: Session, fed: Feed, number: int, total: int, together: int) -> grain.DatasetIterator:

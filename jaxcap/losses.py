@@ -19,10 +19,38 @@ def cross_entropy_sum(logits: Array, targets: Array, label_smoothing: float = 0.
 
     Label smoothing spreads that share of the target evenly over the vocabulary.
     """
+    return _cross_entropy(label_smoothing, logits, targets)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cross_entropy(label_smoothing, logits, targets):
+    return _entropy_forward(label_smoothing, logits, targets)[0]
+
+
+def _entropy_forward(label_smoothing, logits, targets):
     target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     if label_smoothing:
         target = (1 - label_smoothing) * target + label_smoothing * logits.mean(axis=-1)
-    return jnp.sum((jax.nn.logsumexp(logits, axis=-1) - target) * (targets != PAD))
+    total = jax.nn.logsumexp(logits, axis=-1)
+    return jnp.sum((total - target) * (targets != PAD)), (logits, total, targets)
+
+
+def _entropy_backward(label_smoothing, saved, d_sum):
+    logits, total, targets = saved
+    return _d_logits(label_smoothing, logits, total, targets) * d_sum, None
+
+
+_cross_entropy.defvjp(_entropy_forward, _entropy_backward)
+
+
+def _d_logits(label_smoothing, logits, total, targets):
+    """The gradient by the logits: softmax less what is wanted. total: the logarithm of the sum of the logits' exponentials.
+
+    It is written out because that of an index is a scatter, which no other pass over the logits can be part of.
+    """
+    vocabulary = logits.shape[-1]
+    wanted = jnp.where(jnp.arange(vocabulary) == targets[..., None], 1 - label_smoothing, 0.0) + label_smoothing / vocabulary
+    return (jnp.exp(logits - total[..., None]) - wanted) * (targets != PAD)[..., None]
 
 
 def projected_sum(outputs_TBW: Array, kernel_WV: Array, bias_V: Array, targets_TB: Array, label_smoothing: float = 0.0) -> Array:
@@ -62,16 +90,13 @@ def _chunked(label_smoothing, outputs_CSW, kernel_WV, bias_V, targets_CS):
 
 
 def _forward(label_smoothing, outputs_CSW, kernel_WV, bias_V, targets_CS):
-    vocabulary = len(bias_V)
-
     def body(carry, chunk):
         total, d_kernel_WV, d_bias_V = carry
         outputs_SW, targets_S = chunk
         logits_SV = _logits(outputs_SW, kernel_WV, bias_V)
-        mask_S1 = (targets_S != PAD).astype(jnp.float32)[:, None]
-        wanted_SV = jnp.where(jnp.arange(vocabulary) == targets_S[:, None], 1 - label_smoothing, 0.0) + label_smoothing / vocabulary
-        d_logits_SV = (jax.nn.softmax(logits_SV) - wanted_SV) * mask_S1
-        total += cross_entropy_sum(logits_SV, targets_S, label_smoothing)
+        nats, saved = _entropy_forward(label_smoothing, logits_SV, targets_S)
+        d_logits_SV = _d_logits(label_smoothing, *saved)
+        total += nats
         d_bias_V += d_logits_SV.sum(axis=0)
         d_logits_SV = d_logits_SV.astype(outputs_SW.dtype)
         d_kernel_WV += products.into_kernel(outputs_SW, d_logits_SV, kernel_WV)

@@ -25,9 +25,9 @@ def instructions() -> bool:
     return "avx512_bf16" in known or "amx_bf16" in known
 
 
-def dtypes(asked: str, platform: str | None = None) -> tuple[jnp.dtype, jnp.dtype | None]:
-    """The types of activations and, if another, of kernels for an arithmetic of that name on a platform, by default this machine's."""
-    if asked == "bfloat16" and (platform or jax.default_backend()) == "cpu":
+def dtypes(asked: str, platform: str) -> tuple[jnp.dtype, jnp.dtype | None]:
+    """The types of activations and, if another, of kernels for an arithmetic of that name on a platform."""
+    if asked == "bfloat16" and platform == "cpu":
         return jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16) if instructions() else None
     return jnp.dtype(asked), None
 

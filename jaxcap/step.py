@@ -65,15 +65,16 @@ class Metrics(NamedTuple):
     tokens: Array
 
 
-def train_step(state: TrainState, batch: Batch, table: Array | None, *, captioner: Captioner, phase: Phase,
-               optimizer: optax.GradientTransformation,
+def train_step(state: TrainState, batch: Batch, table: Array | None, look: Callable[[Array], Array] | None = None, *,
+               captioner: Captioner, phase: Phase, optimizer: optax.GradientTransformation,
                augment: Callable[[Array, Array], Array],
                own: Callable[[Array], Array] | None = None) -> tuple[TrainState, Metrics]:
     """One optimizer step on the mean loss over all devices' tokens: Σ masked cross-entropy / Σ mask.
 
     `augment(key, image_BHWC uint8) → image_BHWC float32 in [0, 1]` at the size that the encoder sees; in a phase whose
-    augmentation is off it is the central crop. `own(step)` is the probability with which the decoder reads a word of its own
-    (scheduled sampling); None is teacher forcing. Gradients are summed over the axis "data", so any number of devices gives
+    augmentation is off it is the central crop. `look` is the frozen encoder (`Captioner.frozen_encode`) where it was made before,
+    for all steps of a phase. `own(step)` is the probability with which the decoder reads a word of its own (scheduled sampling);
+    None is teacher forcing. Gradients are summed over the axis "data", so any number of devices gives
     the step of the whole batch.
     """
     key = jax.random.fold_in(jax.random.fold_in(state.rng, state.step), jax.lax.axis_index(AXIS))
@@ -83,7 +84,7 @@ def train_step(state: TrainState, batch: Batch, table: Array | None, *, captione
     if seen.ndim == 4:
         seen = augment(augment_key, seen)
         if phase.train == "decoder":
-            seen = captioner.frozen_encode(state.params, state.batch_stats)(seen)
+            seen = (look or captioner.frozen_encode(state.params, state.batch_stats))(seen)
     trainable, frozen = optim.split_params(state.params, phase)
     tokens = jax.lax.psum(jnp.sum(targets_BT != 0).astype(jnp.float32), AXIS)
     rewarded = batch.reward_B is not None
@@ -135,17 +136,18 @@ def train_step(state: TrainState, batch: Batch, table: Array | None, *, captione
     return new, Metrics(jax.lax.psum(total, AXIS) / tokens, mean_reward, optax.tree.norm(grads), norms, tokens)
 
 
-def train_steps(state: TrainState, batches: Batch, table: Array | None, **settings) -> tuple[TrainState, Metrics]:
+def train_steps(state: TrainState, batches: Batch, table: Array | None, look: Callable[[Array], Array] | None = None,
+                **settings) -> tuple[TrainState, Metrics]:
     """`train_step` on one batch after another in one dispatch. Arrays of `batches` are [B, K, …], metrics are [K].
 
     One batch needs no loop, which is more than tidy: on CPUs XLA makes convolutions' gradients ten times slower in one.
     """
     step = functools.partial(train_step, **settings)
     if batches.tokens_BT1.shape[1] == 1:
-        state, metrics = step(state, jax.tree.map(lambda x: x[:, 0], batches), table)
+        state, metrics = step(state, jax.tree.map(lambda x: x[:, 0], batches), table, look)
         return state, jax.tree.map(lambda x: x[None], metrics)
     batches = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), batches)
-    return jax.lax.scan(lambda state, batch: step(state, batch, table), state, batches)
+    return jax.lax.scan(lambda state, batch: step(state, batch, table, look), state, batches)
 
 
 def draw_step(state: TrainState, batch: Batch, table: Array | None, references: reward.References, *, captioner: Captioner,

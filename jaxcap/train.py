@@ -117,7 +117,7 @@ def run_phase(session: Session, state: TrainState, number: int, total: int, posi
     step_fn = devices.wrap(
         functools.partial(steps.train_steps, captioner=session.captioner, phase=phase, optimizer=optimizer, augment=distort,
                           own=optim.own_words(phase, int(state.step) - position["phase_step"], total)),
-        in_sharded=(False, True, False), donate=(0,))
+        in_sharded=(False, True, False, False), donate=(0,))
     draw = feed.drawer(session, phase, distort) if phase.objective == "reward" else lambda state, item, table: item
     every = config.checkpoints.every_steps or max(round(config.checkpoints.every_epochs * per_epoch), 1)
     first = int(state.step) - position["phase_step"]  # the run's step at which this phase began
@@ -134,7 +134,7 @@ def run_phase(session: Session, state: TrainState, number: int, total: int, posi
 
     done = reported = position["phase_step"]
     for item in iterator:
-        state, metrics = step_fn(state, draw(state, devices.shard(Batch(**item)), fed.table), fed.table)
+        state, metrics = step_fn(state, draw(state, devices.shard(Batch(**item)), fed.table), fed.table, fed.look)
         devices.pace(metrics)
         before, done = done, done + item["tokens_BT1"].shape[1]
         if before // config.log_every != done // config.log_every:

@@ -23,7 +23,8 @@ def autodiff(cell, weights, context, start, x_TBG, kept_TBP):
 
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 @pytest.mark.parametrize("options", [True, False], ids=["gate, biases, dropout", "plain"])
-def test_the_written_out_gradient_is_the_automatic_one(name, options):
+@pytest.mark.parametrize("unroll", [1, 2, 0])
+def test_the_written_out_gradient_is_the_automatic_one(name, options, unroll):
     cell, random = cells.get(name), np.random.default_rng(0)
     G = cell.gates * D
 
@@ -38,14 +39,14 @@ def test_the_written_out_gradient_is_the_automatic_one(name, options):
     inputs = weights, Context(draw(B, P, F), draw(B, P, A)), start, draw(T, N, G)
     asked = draw(T, N, D), draw(T, N, F), draw(T, N, P)  # every output counts, so that no part of the gradient is zero
 
-    def gradient(scan):
+    def gradient(scan, *unroll):
         def objective(inputs):
-            outputs = scan(cell.step, *inputs, kept_TBP)
+            outputs = scan(cell.step, *inputs, kept_TBP, *unroll)
             return sum(jnp.sum(weight * output) for weight, output in zip(asked, outputs, strict=True))
 
         return jax.jit(jax.value_and_grad(objective))(inputs)
 
-    (value, grads), (expected, expected_grads) = gradient(attention.scan), gradient(autodiff)
+    (value, grads), (expected, expected_grads) = gradient(attention.scan, unroll), gradient(autodiff)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), grads, expected_grads)
     assert all(float(jnp.abs(leaf).max()) > 1e-3 for leaf in jax.tree.leaves(expected_grads))

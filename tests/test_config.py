@@ -60,7 +60,7 @@ def test_a_bad_override_is_one_clear_sentence(assignment, words):
     (["search.length_normalization=inf"], "search.length_normalization must be a finite number"),
     (["search.must_contain=dog", "search.forbidden=DOG"], "'dog' stands both in"),
     (["decoder.image=every", "decoder.attention.gate=true"], "decoder.image=every attends to nothing"),
-    (["decoder.image=attention", "decoder.unroll=4"], "decoder.unroll is about recurrences that do not attend"),
+    (["decoder.unroll=-1"], "decoder.unroll must be a finite number that is not negative, not -1"),
     (["decoder.image=first", "decoder.deep_output=true"], "with 'first' words see no photo"),
     (["steps_per_dispatch=2", "phases.0.objective=reward"], "steps_per_dispatch must be 0 or 1"),
 ])

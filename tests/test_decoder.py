@@ -284,7 +284,7 @@ def test_the_penalty_asks_that_every_position_is_looked_at_once():
     assert half == 2 * 4 * 0.25
 
 
-@pytest.mark.parametrize("unroll", [1, 2, 8])
+@pytest.mark.parametrize("unroll", [1, 2, 8, 0])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_the_written_gradient_of_any_cell_equals_automatic_differentiation(cell, unroll):
     unit, keys = cells.get(cell), jax.random.split(jax.random.key(1), 4)

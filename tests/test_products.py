@@ -96,13 +96,11 @@ def test_logits_are_summed_in_float32_where_their_factors_are_bfloat16():
 
 
 def test_only_cpus_keep_activations_in_float32_and_only_some_round_factors(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     for has, kernels in ((True, jnp.bfloat16), (False, None)):
         monkeypatch.setattr(products, "instructions", lambda: has)
-        assert products.dtypes("float32") == (jnp.float32, None)
-        assert products.dtypes("bfloat16") == (jnp.float32, kernels)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert products.dtypes("bfloat16") == (jnp.bfloat16, None)
+        assert products.dtypes("float32", "cpu") == (jnp.float32, None)
+        assert products.dtypes("bfloat16", "cpu") == (jnp.float32, kernels)
+    assert products.dtypes("bfloat16", "gpu") == (jnp.bfloat16, None)
 
 
 @needs_instructions

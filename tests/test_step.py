@@ -12,6 +12,7 @@ import optax
 import pytest
 from PIL import Image
 
+from benchmarks import workload
 from jaxcap import caption, evaluate, losses, optim, parallel
 from jaxcap import step as steps
 from jaxcap.captioner import Captioner
@@ -296,3 +297,14 @@ def test_commands_that_do_not_train_refuse_to_be_one_of_several_processes(comman
         command.main(words)
     with pytest.raises(UserError, match="parallel=pmap knows the devices of one host"):
         parallel.Parallel("pmap", [types.SimpleNamespace(process_index=i) for i in (0, 1)])
+
+
+def test_a_frozen_encoder_that_was_made_before_gives_the_same_step():
+    of = workload.settings(tiny=True)
+    model = workload.model(of)
+    given, made = (workload.Step(workload.KINDS["frozen"], of, *model, 8, devices=jax.devices()[:2]) for _ in range(2))
+    assert jax.tree.leaves(given._look)
+    made._look = None
+    losses_of = [float(step().loss) for step in (given, made)]
+    assert losses_of[0] == pytest.approx(losses_of[1], rel=1e-6)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), given.params, made.params)

@@ -90,33 +90,33 @@ def _look(context: Context, energy_A: Array, said: _Products, kept_NP: Array | N
     return seen_NF if said.gate_N1 is None else jax.nn.sigmoid(said.gate_N1) * seen_NF, weights_NP
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 6))
 def scan(cell: Callable, weights: Weights, context: Context, start: PyTree, x_TBG: Array,
-         kept_TBP: Array | None) -> tuple[Array, Array, Array]:
+         kept_TBP: Array | None, unroll: int = 1) -> tuple[Array, Array, Array]:
     """Hidden states [T, N, D], what was seen [T, N, F] and attention weights [T, N, P] of `step` over `x_TBG`.
 
-    As in `cells.scan` the gradient is written out: those of matrices and of the map are one product each after the scan
-    instead of an accumulator of their size at every word. Nothing of size T·B·P·A is kept: it is computed again.
+    As in `cells.scan`, which says what `unroll` is, the gradient is written out: those of matrices and of the map are one product
+    each after the scan instead of an accumulator of their size at every word. Nothing of size T·B·P·A is kept: it is computed again.
     """
-    states, seen_TBF, weights_TBP, _ = _run(cell, weights, context, start, x_TBG, kept_TBP)
+    states, seen_TBF, weights_TBP, _ = _run(cell, weights, context, start, x_TBG, kept_TBP, unroll)
     return states.hidden_BD, seen_TBF, weights_TBP
 
 
-def _run(cell, weights, context, start, x_TBG, kept_TBP):
+def _run(cell, weights, context, start, x_TBG, kept_TBP, unroll):
     def body(state, xs):
         state, *rest = _step(cell, weights, context, state, *xs)
         return state, (state, *rest)
 
-    return jax.lax.scan(body, start, (x_TBG, kept_TBP))[1]
+    return jax.lax.scan(body, start, (x_TBG, kept_TBP), unroll=unroll or True)[1]
 
 
-def _forward(cell, weights, context, start, x_TBG, kept_TBP):
-    states, seen_TBF, weights_TBP, said_T = _run(cell, weights, context, start, x_TBG, kept_TBP)
+def _forward(cell, weights, context, start, x_TBG, kept_TBP, unroll):
+    states, seen_TBF, weights_TBP, said_T = _run(cell, weights, context, start, x_TBG, kept_TBP, unroll)
     saved = states, seen_TBF, weights_TBP, said_T, weights, context, start, x_TBG, kept_TBP
     return (states.hidden_BD, seen_TBF, weights_TBP), saved
 
 
-def _backward(cell, saved, d_outputs):
+def _backward(cell, unroll, saved, d_outputs):
     states, seen_TBF, weights_TBP, said_T, weights, context, start, x_TBG, kept_TBP = saved
     before = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), start, states)
     sums_TBG = x_TBG + products.matmul(seen_TBF, weights.seen_FG)
@@ -140,7 +140,7 @@ def _backward(cell, saved, d_outputs):
 
     zeros = jax.tree.map(lambda x: cells.zeros_like(x, d_outputs[0]), (start, context.keys_BPA, weights.energy_A))
     (d_start, d_keys_BPA, d_energy_A), (d_x_TBG, d_seen_TBF, d_said) = jax.lax.scan(
-        body, zeros, (d_outputs, sums_TBG, said_T, before, kept_TBP), reverse=True)
+        body, zeros, (d_outputs, sums_TBG, said_T, before, kept_TBP), reverse=True, unroll=unroll or True)
 
     d_values_TBF = d_seen_TBF if weights.gate_D1 is None else jax.nn.sigmoid(said_T.gate_N1) * d_seen_TBF
     used_TBP = weights_TBP if kept_TBP is None else weights_TBP * kept_TBP

@@ -76,7 +76,7 @@ def scan(step: Callable, x_TBG: Array, kernel_DG: Array, bias_G: Array | None, s
     """Hidden states [T, B, D] of a cell's `step` over `x_TBG`, the input's part of the gates, already projected.
 
     The hidden state's part is `hidden @ kernel_DG + bias_G` (None: no bias). In the program `unroll` time steps follow one
-    another in each round of its loop, forward and back. The gradient is written out, because automatic
+    another in each round of its loop, forward and back; 0: all of them, and there is no loop. The gradient is written out, because automatic
     differentiation would add a [D, G] weight gradient to an accumulator at every time step; here it is one matrix product
     after the scan.
     """
@@ -89,9 +89,11 @@ def _run(step, x_TBG, kernel_DG, bias_G, start, unroll):
     def body(state, x_BG):
         h_BG = from_hidden(state.hidden_BD, kernel_DG, bias_G)
         state = step(x_BG, h_BG, state)
+        if unroll != 1:  # else the way back would begin each state again at the first
+            state = jax.lax.optimization_barrier(state)
         return state, (state, h_BG)
 
-    return jax.lax.scan(body, start, x_TBG, unroll=unroll)[1]
+    return jax.lax.scan(body, start, x_TBG, unroll=unroll or True)[1]
 
 
 def _forward(step, x_TBG, kernel_DG, bias_G, start, unroll):
@@ -111,7 +113,8 @@ def _backward(step, unroll, saved, d_hidden_TBD):
         return d_state._replace(hidden_BD=d_state.hidden_BD + products.back(d_h_BG, kernel_DG)), (d_x_BG, d_h_BG)
 
     zeros = jax.tree.map(lambda x: zeros_like(x, d_hidden_TBD), start)
-    d_start, (d_x_TBG, d_h_TBG) = jax.lax.scan(body, zeros, (d_hidden_TBD, x_TBG, h_TBG, before), reverse=True, unroll=unroll)
+    d_start, (d_x_TBG, d_h_TBG) = jax.lax.scan(body, zeros, (d_hidden_TBD, x_TBG, h_TBG, before), reverse=True,
+                                                  unroll=unroll or True)
     d_kernel_DG = products.into_kernel(before.hidden_BD, d_h_TBG, kernel_DG).astype(kernel_DG.dtype)
     return d_x_TBG, d_kernel_DG, None if bias_G is None else d_h_TBG.sum((0, 1)), d_start
 

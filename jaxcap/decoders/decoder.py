@@ -54,7 +54,7 @@ class Decoder(nn.Module):
       attention_start: "mean": the first layer starts from tanh of a dense layer of the mean feature (Xu et al.); "zero". Also of a
         photo read with every word.
       deep_output: logits from word, hidden state and what was seen, L_o (E y + L_h h + L_z z) (Xu et al. 2015, eq. 7). Likewise.
-      unroll: time steps in each round of a recurrence's loop under teacher forcing (`cells.scan`; attention takes one).
+      unroll: time steps in each round of a recurrence's loop under teacher forcing, 0 for all (`cells.scan`).
       dtype: of the arithmetic; parameters and logits are float32. kernel_dtype: of kernels, if another (`jaxcap.products`).
     """
 
@@ -189,7 +189,7 @@ class Decoder(nn.Module):
         """The first layer's hidden states [T, B, D] and what it saw [T, B, F]."""
         x_TBG = self._words_input(words_TBE)
         hidden_TBD, seen_TBF, weights_TBP = attention.scan(
-            self.unit.step, self._attention_weights(), context, state, x_TBG, kept_TBP)
+            self.unit.step, self._attention_weights(), context, state, x_TBG, kept_TBP, self.unroll)
         self.sow("attention", "weights", weights_TBP.swapaxes(0, 1))
         return hidden_TBD, seen_TBF
 

@@ -63,18 +63,30 @@ def get(name: str) -> EncoderSpec:
     return module.SPECS[name] if hasattr(module, "SPECS") else module.SPEC
 
 
-def fold(spec: EncoderSpec, variables: dict, dtype=jnp.float32, kernel_dtype=None,
-         remat: bool = False) -> Callable[[jax.Array], jax.Array]:
+def fold(spec: EncoderSpec, variables: dict, dtype=jnp.float32, kernel_dtype=None, remat: bool = False,
+         outputs_first: bool = False) -> Callable[[jax.Array], jax.Array]:
     """The encoder as a pure function image_BHWC → features_BHWF, batch norm folded into the convolutions.
 
-    kernel_dtype: of the kernels of 1×1 convolutions, if another than the arithmetic's (`jaxcap.products`).
+    kernel_dtype: of the kernels of 1×1 convolutions, if another than the arithmetic's (`jaxcap.products`). outputs_first: kernels are
+    kept as [out, height, width, in], in which order cuDNN reads them.
 
     The function is a pytree (`jax.tree_util.Partial`) that carries the weights: jit may take it as an argument.
     """
     params = layers.rounded(layers.fold(variables, spec.epsilon), kernel_dtype)
+    if dtype != jnp.float32:
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    if outputs_first:
+        params = _moved(params, -1, 0)
     module = spec.module(dtype=dtype, remat=remat)
 
     def apply(params, image_BHWC):
+        if outputs_first:
+            params = _moved(params, 0, -1)
         return module.apply({"params": params}, image_BHWC, batch_norm="folded")
 
     return jax.tree_util.Partial(apply, params)
+
+
+def _moved(params: dict, source: int, destination: int) -> dict:
+    """The parameters with an axis of the convolutions' kernels elsewhere."""
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, source, destination) if leaf.ndim == 4 else leaf, params)
