@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from benchmarks import workload
@@ -31,12 +32,6 @@ def of_float32(hlo: str) -> bool:
     return bool(re.search(r"stablehlo\.dot_general.* -> tensor<(?:\d+x)+60xf32>", hlo))
 
 
-@pytest.fixture
-def on_gpu(monkeypatch):
-    """What depends on the processor when a captioner is built, as where JAX runs on a GPU."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-
-
 def settings(dtype: str, **changes) -> Settings:
     of = workload.settings(tiny=True, dtype=dtype)
     small = {"encoder.name": "efficientnet_lite0", "encoder.size": 32, "data.size": 36}
@@ -44,12 +39,12 @@ def settings(dtype: str, **changes) -> Settings:
 
 
 @pytest.fixture
-def model(on_gpu):
+def model():
     made = {}
 
     def of(settings: Settings) -> tuple:
         if settings not in made:
-            made[settings] = workload.model(settings)
+            made[settings] = workload.model(settings, platform="gpu")
         return made[settings]
 
     return of
@@ -87,3 +82,51 @@ def test_every_search_lowers_for_gpus_and_tpus_with_no_product_in_another_arithm
         assert {factor for _, *types in found for factor in types} == {"bf16"}
         assert of_float32(hlo)  # rounded logits would tie
         assert sum(operation == "convolution" for operation, *_ in found) == 49
+
+
+def test_accelerators_run_the_recurrence_without_a_loop(model):
+    """A loop's round is some six kernels, of which four only count and store."""
+    for changes in ({}, {"decoder.image": "attention"}, {"decoder.name": "gru", "decoder.layers": 2}):
+        of = settings("bfloat16", **changes)
+        assert "stablehlo.while" not in step_of("cached", of, model).lower("cuda").as_text()
+        of = settings("bfloat16", **changes, **{"decoder.unroll": 1})
+        assert step_of("cached", of, model).lower("cuda").as_text().count("stablehlo.while") == 2 * of.config.decoder.layers
+
+
+def test_the_loss_scatters_nothing(model):
+    hlo = step_of("cached", settings("bfloat16"), model).lower("cuda").as_text()
+    assert re.findall(r"stablehlo.scatter.*?-> tensor<(\w+)>", hlo, re.DOTALL) == ["60x16xf32"]  # the gradient of the word embeddings
+
+
+def test_max_pools_have_a_gradient_that_scatters_nothing_on_nvidia_cards(model):
+    of = settings("bfloat16", **{"encoder.name": "inception_v1", "encoder.size": 64, "data.size": 68})
+    joint = step_of("joint", of, model)
+    assert "select_and_scatter" not in joint.lower("cuda").as_text()
+    assert joint.lower("tpu").as_text().count("stablehlo.select_and_scatter") == 13  # which TPUs have a routine for
+
+
+def test_batch_statistics_and_their_gradient_are_two_sums_at_once_on_nvidia_cards(model):
+    joint = step_of("joint", settings("bfloat16"), model)
+    of_two = re.compile(r"stablehlo.reduce\(%\S+ init: %\S+\), \(%\S+ init: %\S+\) across dimensions = \[0, 1, 2\]")
+    assert len(of_two.findall(joint.lower("cuda").as_text())) == 2 * 49  # as Lite0 has layers, forward and back
+    assert not of_two.findall(joint.lower("tpu").as_text())
+
+
+def test_a_frozen_step_is_given_folded_filters_in_the_order_that_cudnn_reads(model):
+    of = settings("bfloat16")
+    step = step_of("frozen", of, model)
+    hlo = step.lower("cuda").as_text()
+    assert "stablehlo.rsqrt" not in hlo  # what folding begins with
+    assert "rsqrt" in step_of("eval", of, model).lower("cuda").as_text()
+    given = {tuple(leaf.shape) for leaf in jax.tree.leaves(step._arguments()[3]) if leaf.ndim == 4}
+    assert (32, 3, 3, 3) in given and (3, 3, 3, 32) not in given
+    assert {leaf.dtype for leaf in jax.tree.leaves(step._arguments()[3])} == {jnp.dtype(jnp.bfloat16)}
+    captioner, params, batch_stats = model(of)
+    image_BHWC = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
+    found = captioner.frozen_encode(params, batch_stats)(image_BHWC)
+    expected = dataclasses.replace(captioner, platform="tpu").frozen_encode(params, batch_stats)(image_BHWC)
+    np.testing.assert_array_equal(found, expected)
+
+
+def step_of(kind: str, of: Settings, model) -> workload.Step:
+    return workload.Step(ALL[kind], of, *model(of), 8, devices=jax.devices()[:1])

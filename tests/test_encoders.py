@@ -108,6 +108,24 @@ def test_remat_and_bfloat16_change_the_gradient_by_rounding_only(module, blocks,
     assert sum(equation.primitive.name in ("checkpoint", "remat2") for equation in jaxpr.eqns) == blocks
 
 
+def test_batch_norm_s_written_out_gradient_is_the_automatic_one():
+    random = np.random.default_rng(0)
+    y_BHWC, w_BHWC = (jnp.asarray(random.standard_normal((3, 4, 5, 6)), jnp.float32) for _ in range(2))
+    gamma, bias = (jnp.asarray(random.standard_normal(6), jnp.float32) for _ in range(2))
+
+    def objective(moments, affine, y_BHWC, gamma, bias):
+        mean, squares = moments(y_BHWC)
+        scale = gamma * lax.rsqrt(squares - mean**2 + 1e-3)
+        return jnp.sum(nn.relu(affine(y_BHWC, scale, bias - mean * scale)) * w_BHWC)
+
+    plain = (lambda y: (y.mean((0, 1, 2)), jnp.square(y).mean((0, 1, 2))), lambda y, scale, offset: y * scale + offset)
+    found, expected = (jax.grad(functools.partial(objective, *pair), (0, 1, 2))(y_BHWC, gamma, bias)
+                       for pair in ((layers._moments, layers._affine), plain))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
+    at_once = layers._at_once(y_BHWC, w_BHWC)  # NVIDIA cards' form
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), at_once, (y_BHWC.sum((0, 1, 2)), w_BHWC.sum((0, 1, 2))))
+
+
 @pytest.mark.parametrize(("name", "module"), [
     ("efficientnet_lite0", functools.partial(EfficientNetLite, 1.0, 0.3)), ("densenet121", densenet.DenseNet),
     ("inception_resnet_v2", functools.partial(inception.Inception, EVERY_STEP))])

@@ -3,7 +3,7 @@
 XLA's CPU backend runs 1×1 and depthwise convolutions and pooling far slower than the same arithmetic written as a
 matrix product and as arithmetic on shifted slices, 3×3 convolutions of large maps slower than with fewer
 multiplications, and strided ones and gradients of kernels slower than as matrix products, so on CPU they are written that
-way. Other backends get the ordinary operations.
+way. Other backends get the ordinary operations, but for max pools on NVIDIA cards.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,14 +45,16 @@ class _Normalized(nn.Module):
         else:
             mean, var = self._statistics(y_BHWC.astype(jnp.float32))
             scale = self.scale * lax.rsqrt(var + self.epsilon)
-            y_BHWC = (y_BHWC * scale + (self.bias - mean * scale)).astype(self.dtype)
+            # The zeros may differ between devices, as y does and its factors must too for a gradient that is written out.
+            zeros = jnp.zeros_like(y_BHWC, shape=mean.shape, dtype=mean.dtype)
+            y_BHWC = _affine(y_BHWC, scale + zeros, self.bias - mean * scale + zeros).astype(self.dtype)
         return self.activation(y_BHWC) if self.activation else y_BHWC
 
     def _statistics(self, y_BHWC):
         """Mean and (biased) variance of each channel that `batch_norm` asks for."""
         if self.batch_norm == "inference" or self.is_initializing():
             return self.mean.value, self.var.value
-        mean, mean_of_squares = y_BHWC.mean((0, 1, 2)), jnp.square(y_BHWC).mean((0, 1, 2))
+        mean, mean_of_squares = _moments(y_BHWC)
         if self.batch_norm == "sync":
             mean, mean_of_squares = lax.pmean((mean, mean_of_squares), "data")
         var = jnp.maximum(mean_of_squares - jnp.square(mean), 0.0)
@@ -161,6 +163,45 @@ def _factor(kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return kernel if kernel.dtype == jnp.bfloat16 else kernel.astype(dtype)
 
 
+@jax.custom_vjp
+def _moments(y_BHWC):
+    """The mean and the mean of the squares of each channel."""
+    pixels = y_BHWC.size // y_BHWC.shape[-1]
+    return tuple(total / pixels for total in _sums(y_BHWC, jnp.square(y_BHWC)))
+
+
+def _moments_backward(y_BHWC, gradients):
+    d_mean, d_squares = (gradient / (y_BHWC.size // y_BHWC.shape[-1]) for gradient in gradients)
+    return (d_mean + 2 * d_squares * y_BHWC,)
+
+
+_moments.defvjp(lambda y_BHWC: (_moments(y_BHWC), y_BHWC), _moments_backward)
+
+
+@jax.custom_vjp
+def _affine(y_BHWC, scale, offset):
+    return y_BHWC * scale + offset
+
+
+def _affine_backward(saved, dz_BHWC):
+    y_BHWC, scale = saved
+    d_scale, d_offset = _sums(dz_BHWC * y_BHWC, dz_BHWC)
+    return (dz_BHWC * scale).astype(y_BHWC.dtype), d_scale, d_offset
+
+
+_affine.defvjp(lambda y_BHWC, scale, offset: (_affine(y_BHWC, scale, offset), (y_BHWC, scale)), _affine_backward)
+
+
+def _sums(one_BHWC, other_BHWC):
+    """Both summed over all pixels. On NVIDIA cards a sum takes two kernels, and two sums at once no more."""
+    return lax.platform_dependent(one_BHWC, other_BHWC, cuda=_at_once, default=lambda *both: tuple(x.sum((0, 1, 2)) for x in both))
+
+
+def _at_once(*both):
+    zeros = tuple(jnp.zeros((), x.dtype) for x in both)
+    return tuple(lax.reduce(both, zeros, lambda x, y: tuple(map(jnp.add, x, y)), (0, 1, 2)))
+
+
 def convolve(x_BHWC, kernel, stride: int = 1, padding: Padding = "SAME"):
     """2-D convolution with a kernel of shape [height, width, in, out]; with in = 1 < C it is depthwise."""
     channels = x_BHWC.shape[-1]
@@ -193,10 +234,13 @@ def max_pool(x_BHWC, size: int = 3, stride: int = 2, padding: Padding = "VALID")
     """Maximum over windows; `x_BHWC` must not be negative, as after a ReLU: what lies beyond the edge counts as 0."""
     if padding == "CEIL":
         padding = tuple((0, _reach(length, size, stride)) for length in x_BHWC.shape[1:3])
-    return lax.platform_dependent(
-        x_BHWC,
-        cpu=lambda x_BHWC: shifted.max_pool(x_BHWC, size, stride, padding),
-        default=lambda x_BHWC: nn.max_pool(x_BHWC, (size, size), (stride, stride), padding))
+
+    def written_out(x_BHWC):
+        return shifted.max_pool(x_BHWC, size, stride, padding)
+
+    # XLA's gradient on NVIDIA cards writes five numbers for every window and then scatters, which is a tenth of a joint step's bytes.
+    return lax.platform_dependent(x_BHWC, cpu=written_out, cuda=written_out,
+                                  default=lambda x_BHWC: nn.max_pool(x_BHWC, (size, size), (stride, stride), padding))
 
 
 def _reach(length: int, size: int, stride: int) -> int:

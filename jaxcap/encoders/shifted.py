@@ -66,9 +66,9 @@ def _max_pool_forward(x_BHWC, size, stride, padding):
 
 def _max_pool_backward(size, stride, padding, x_BHWC, dy_BHWC):
     """Pixels that stand alike to the stride are computed together: the same positions of the windows see them."""
-    largest, winner = None, jnp.zeros(dy_BHWC.shape, jnp.int32)
+    largest, winner = None, jnp.zeros(dy_BHWC.shape, jnp.int8 if x_BHWC.dtype.itemsize == 2 else jnp.int32)  # it is kept for long
     for position, seen in enumerate(windows(x_BHWC, (size, size), stride, padding)):
-        winner = winner if largest is None else jnp.where(seen > largest, position, winner)
+        winner = winner if largest is None else jnp.where(seen > largest, winner.dtype.type(position), winner)
         largest = seen if largest is None else jnp.maximum(largest, seen)
     reach = (size - 1) // stride  # windows before the one at a pixel that see it too
     margins = ((0, 0), (reach, reach + 1), (reach, reach + 1), (0, 0))
