@@ -123,7 +123,8 @@ def train_step(state: TrainState, batch: Batch, table: Array | None, look: Calla
     if phase.batch_norm == "inference":
         batch_stats = state.batch_stats
     else:
-        batch_stats = jax.lax.pmean(batch_stats, AXIS)
+        # The mean over devices; divided before it is summed, which is part of what makes them, not two hundred kernels after it.
+        batch_stats = jax.lax.psum(jax.tree.map(lambda x: x / jax.lax.axis_size(AXIS), batch_stats), AXIS)
 
     updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
     trainable = optax.apply_updates(trainable, updates)
