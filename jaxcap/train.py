@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxcap import captioner as captioners
 from jaxcap import config as configs
-from jaxcap import evaluate, feed, finish, journal, optim, parallel, runs, vocab
+from jaxcap import encoders, evaluate, feed, finish, journal, optim, parallel, runs, vocab
 from jaxcap import step as steps
 from jaxcap.checkpoints import Checkpoints
 from jaxcap.config import Config
@@ -38,6 +38,7 @@ def train(configuration: Config, directory: Path, *, resume: bool = False) -> in
     devices = parallel.Parallel(configuration.parallel)
     own = parallel.Parallel(configuration.parallel, jax.local_devices()) if jax.process_count() > 1 else devices
     devices.check_batch(configuration.batch_size)
+    encoders.get(configuration.encoder.name)  # before a data set is drawn or opened
     train_split = records.open_split(configuration.data, configuration.data.train)
     val_split = records.open_split(configuration.data, configuration.data.val)
     begun = runs.load(Path(configuration.start)) if configuration.start and not resume else None

@@ -182,6 +182,12 @@ def test_bad_input_leaves_nothing_behind(data, tmp_path, change, words):
     assert not (tmp_path / "run").exists()
 
 
+def test_an_encoder_that_is_not_there_is_said_before_data_are_drawn(monkeypatch, tmp_path):
+    monkeypatch.setattr(records, "open_split", lambda *a: pytest.fail("a split was opened"))
+    with pytest.raises(UserError, match="did you mean 'small_cnn'"):
+        train.main(["encoder.name=smal_cnn", "batch_size=16", "--run-dir", str(tmp_path / "run")])
+
+
 def test_a_run_directory_that_cannot_be_written(data, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
