@@ -50,7 +50,7 @@ def read(kind: workload.Kind, of: workload.Settings, model: tuple, batch: int, d
         "gb": None if ghz else _total(kernels, lambda k: k.bytes) / kind.together / 1e9, "gflop": None if ghz else flop / 1e9,
         "program_gib": (plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
                         + plan.temp_size_in_bytes) / 2**30,
-        "least_ms": 1000 * (moved / 1e9 / best.gb_per_s + flop / 1e12 / rate) if platform == "gpu" and rate else None,
+        "at_peak_ms": 1000 * (moved / 1e9 / best.gb_per_s + flop / 1e12 / rate) if platform == "gpu" and rate else None,
         "expected_ms": cycles / ghz / 1e6 if ghz else None,
         "largest": [{"name": k.name, "kind": k.kind, "scope": k.scope, "shape": k.shape, "times": k.times / kind.together,
                      "mb": k.times * k.bytes / kind.together / 1e6, "gflop": k.times * k.flop / kind.together / 1e9,
@@ -69,12 +69,12 @@ def _total(kernels: list[Kernel], of) -> int:
 
 def rows(results: list[dict]) -> list[list[str]]:
     """The table of results."""
-    lines = [["step", "batch", "kernels", "convolutions", "products", "GB", "GFLOP", "memory", "compile", "at least", "XLA expects"]]
+    lines = [["step", "batch", "kernels", "convolutions", "products", "GB", "GFLOP", "memory", "compile", "at peak", "XLA expects"]]
     for r in results:
         count = r["by_kind"]
         lines.append([r["kind"], str(r["batch"]), short(r["kernels"]), short(count.get("convolution", 0)), short(count.get("product", 0)),
                       short(r["gb"]), short(r["gflop"]), short(r["program_gib"], " GiB"), short(r["compile_s"], " s"),
-                      short(r["least_ms"], " ms"), short(r["expected_ms"], " ms")])
+                      short(r["at_peak_ms"], " ms"), short(r["expected_ms"], " ms")])
     return lines
 
 
@@ -90,11 +90,11 @@ def largest(result: dict, count: int) -> str:
 def comparison(old: dict, new: dict) -> str:
     """The numbers of two result files side by side, for the steps that both have."""
     before = {(r["kind"], r["batch"]): r for r in old["results"]}
-    lines = [["step", "batch", "kernels", "GB", "memory, GiB", "at least, ms", "XLA expects, ms"]]
+    lines = [["step", "batch", "kernels", "GB", "memory, GiB", "at peak, ms", "XLA expects, ms"]]
     for r in new["results"]:
         if was := before.get((r["kind"], r["batch"])):
             lines.append([r["kind"], str(r["batch"]), *(f"{short(was[key])} → {short(r[key])}" if r[key] is not None else "–" for key in (
-                "kernels", "gb", "program_gib", "least_ms", "expected_ms"))])
+                "kernels", "gb", "program_gib", "at_peak_ms", "expected_ms"))])
     return timing.table(lines)
 
 
@@ -104,8 +104,8 @@ def main(argv: list[str] | None = None) -> int:
         description="Compiles the steps of configs/im2txt.py for a GPU or TPU that need not be here and reads the program: how many\n"
                     "kernels a device is sent in a step, what they move and compute, and the memory that the step plans. XLA's\n"
                     "compiler for it is enough: pip install 'jaxcap[cuda]' or 'jaxcap[tpu]', on Linux, on any machine.\n\n"
-                    "`at least`: what the products and convolutions take at the card's peak, and what all other kernels read and\n"
-                    "write at its memory's; no such program can be faster. `XLA expects`: the cycles that XLA for TPUs writes\n"
+                    "`at peak`: what the products and convolutions take at the card's peak, and what all other kernels read and\n"
+                    "write at its memory's; only what stays in a cache can be faster. `XLA expects`: the cycles that XLA for TPUs writes\n"
                     "beside each operation, at the chip's clock. Neither is a measured time: for that, `benchmarks.step_time`.\n"
                     "Without a card XLA cannot try which product's form is fastest, so a card's own program differs in that.",
         epilog="examples:\n"

@@ -22,7 +22,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 OUT=${OUT:-out}
-tiny=() steps=(--batch 32 256) decode=(--batch 256 32 1 --beam 3 1) fewer_kinds=() profiled=(cached_8 frozen joint) saturated=(joint cached)
+tiny=() steps=(--batch 32 256) decode=(--batch 256 32 1 --beam 3 1) fewer_kinds=() profiled=(cached_8 frozen joint) saturated=(joint)
 peers=(--kinds frozen joint cached beam
   --forms channels_last+graph+fused channels_last+compile+graph+fused graph+fused compile+graph+fused beam:graph)
 variants=(--kinds cached_8 --turns 2 --repeats 5 --limit 90) convolutions=(--batch 32 --passes forward input kernel --turns 3)
