@@ -1,7 +1,6 @@
 """Reads what XLA makes of the steps for an accelerator that need not be here: `python -m benchmarks.compiled`."""
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -130,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """The benchmark with its options; its exit status."""
-    old = _read(arguments.compare) if arguments.compare else None
+    old = timing.read_result(arguments.compare, "compiled", {"device"}) if arguments.compare else None
     timing.initialize()
     devices = absent.devices(arguments.device, arguments.devices)
     of = workload.settings(tiny=arguments.tiny, dtype=arguments.dtype, overrides=arguments.overrides)
@@ -156,18 +155,6 @@ def run(arguments: argparse.Namespace) -> int:
         result["largest"] = result["largest"][:SHOWN]
     file.save(rows(file.result["results"]), finished=True)
     return 0
-
-
-def _read(path: Path) -> dict:
-    try:
-        result = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(result, dict) or not {"results", "device"} <= set(result):
-        raise UserError(f"{path} was not written by benchmarks.compiled --json")
-    return result
 
 
 if __name__ == "__main__":

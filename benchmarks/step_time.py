@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
-import json
 import math
 import sys
 import time
@@ -246,14 +245,7 @@ def read(path: Path, inputs: Sequence[str] = ("synthetic",)) -> dict:
 
     Rows with real input may have waited for it: who asks what a step takes does not want them.
     """
-    try:
-        result = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(result, dict) or not {"results", "machine", "settings"} <= set(result):
-        raise UserError(f"{path} was not written by benchmarks.step_time --json")
+    result = timing.read_result(path, "step_time", {"machine", "settings"})
     return result | {"results": [r for r in result["results"] if input_of(r) in inputs]}
 
 

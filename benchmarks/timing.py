@@ -196,6 +196,19 @@ class ResultFile:
             raise UserError(f"--json {self.path} cannot be written: {error.strerror or error}") from error
 
 
+def read_result(path: Path, benchmark: str, parts: set[str]) -> dict:
+    """What `benchmarks.BENCHMARK --json` wrote: its results and, beside them, such parts. Raises `UserError` where it did not."""
+    try:
+        result = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(result, dict) or not {"results", *parts} <= set(result):
+        raise UserError(f"{path} was not written by benchmarks.{benchmark} --json")
+    return result
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

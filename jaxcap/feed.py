@@ -23,7 +23,8 @@ class Feed(NamedTuple):
     """What batches hold beside tokens, and what is known of the features before a phase begins.
 
     kind: its name in a `Batch`. fetch: rows of the split → it. table: what row numbers point to on the devices.
-    look: the frozen encoder that sees photos. views: rows of a photo. val_features: those of the val split. statistics: the decoder's constants, where it standardizes.
+    look: the frozen encoder that sees photos. views: rows of a photo. val_features: those of the val split. statistics: the
+    decoder's constants, where it standardizes.
     """
 
     kind: str

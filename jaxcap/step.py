@@ -74,8 +74,7 @@ def train_step(state: TrainState, batch: Batch, table: Array | None, look: Calla
     `augment(key, image_BHWC uint8) → image_BHWC float32 in [0, 1]` at the size that the encoder sees; in a phase whose
     augmentation is off it is the central crop. `look` is the frozen encoder (`Captioner.frozen_encode`) where it was made before,
     for all steps of a phase. `own(step)` is the probability with which the decoder reads a word of its own (scheduled sampling);
-    None is teacher forcing. Gradients are summed over the axis "data", so any number of devices gives
-    the step of the whole batch.
+    None is teacher forcing. Gradients are summed over the axis "data", so any number of devices gives the step of the whole batch.
     """
     key = jax.random.fold_in(jax.random.fold_in(state.rng, state.step), jax.lax.axis_index(AXIS))
     augment_key, dropout_key = jax.random.split(key)
@@ -123,7 +122,7 @@ def train_step(state: TrainState, batch: Batch, table: Array | None, look: Calla
     if phase.batch_norm == "inference":
         batch_stats = state.batch_stats
     else:
-        # The mean over devices; divided before it is summed, which is part of what makes them, not two hundred kernels after it.
+        # The mean over devices. Divided first, as part of what makes them: afterwards it would be a kernel for each on GPUs.
         batch_stats = jax.lax.psum(jax.tree.map(lambda x: x / jax.lax.axis_size(AXIS), batch_stats), AXIS)
 
     updates, opt_state = optimizer.update(grads, state.opt_state, trainable)

@@ -76,9 +76,9 @@ def scan(step: Callable, x_TBG: Array, kernel_DG: Array, bias_G: Array | None, s
     """Hidden states [T, B, D] of a cell's `step` over `x_TBG`, the input's part of the gates, already projected.
 
     The hidden state's part is `hidden @ kernel_DG + bias_G` (None: no bias). In the program `unroll` time steps follow one
-    another in each round of its loop, forward and back; 0: all of them, and there is no loop. The gradient is written out, because automatic
-    differentiation would add a [D, G] weight gradient to an accumulator at every time step; here it is one matrix product
-    after the scan.
+    another in each round of its loop, forward and back; 0: all of them, and there is no loop. The gradient is written out,
+    because automatic differentiation would add a [D, G] weight gradient to an accumulator at every time step; here it is one
+    matrix product after the scan.
     """
     return _run(step, x_TBG, kernel_DG, bias_G, start, unroll)[0].hidden_BD
 
