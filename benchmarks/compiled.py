@@ -130,6 +130,8 @@ def main(argv: list[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """The benchmark with its options; its exit status."""
     old = timing.read_result(arguments.compare, "compiled", {"device"}) if arguments.compare else None
+    if old and old["device"]["name"] != arguments.device:
+        raise UserError(f"--compare {arguments.compare} was compiled for {old['device']['name']}, not for {arguments.device}")
     timing.initialize()
     devices = absent.devices(arguments.device, arguments.devices)
     of = workload.settings(tiny=arguments.tiny, dtype=arguments.dtype, overrides=arguments.overrides)

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import absent, compiled
 from benchmarks.program import Program
+from benchmarks.projection import RECORDS
 from jaxcap.errors import UserError
 
 # As XLA prints a program for a GPU, shortened: a loop of three rounds around a product that reads a slice and updates in place,
@@ -131,6 +132,7 @@ def test_the_command_reads_steps_and_sets_them_beside_earlier_ones(tmp_path, cap
     (["--device", "cpu", "--devices", "99"], "cpu has [0-9]+ devices?, so programs for 99 cannot be made"),
     (["--device", "cpu", "--devices", "2", "--batch", "7"], "--batch 7 cannot be divided by 2 devices"),
     (["--compare", "nowhere.json"], "nowhere.json cannot be read"),
+    (["--device", "cpu", "--compare", str(RECORDS / "2026-11-26-compiled-h200.json")], "compiled for h200, not for cpu"),
 ])
 def test_what_cannot_be_compiled_is_said(arguments, sentence):
     with pytest.raises(UserError, match=sentence):
