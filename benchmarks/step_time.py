@@ -53,7 +53,7 @@ def measure(kind: workload.Kind, of: workload.Settings, model: tuple, batch: int
         "scaled_down": not arguments.repeats and len(timed.repeats_ms) < timing.MOST,
         "photos_per_s_per_device": batch / seconds / devices,
         "set_up_s": ready - start, "compile_s": compile_s, "loss": [loss, last_loss],
-        **costs(lowered, compiled, of, model[0], batch * kind.captions // devices, train=kind.train),
+        **costs(lowered, compiled, of, model[0], batch * kind.captions // devices, train=kind.train, together=kind.together),
         "captions_per_photo": kind.captions,
         "times_faster": {who: then * batch / THEN_BATCH / seconds for who, then in THEN_S.items()} if kind.train else {},
     }
@@ -85,7 +85,7 @@ def order(arguments: argparse.Namespace, batches: Sequence[int], results: list[d
 
 
 def costs(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled | None, of: workload.Settings, captioner: Captioner, rows: int,
-          *, train: bool) -> dict:
+          *, train: bool, together: int = 1) -> dict:
     """What one device does in one step, by XLA's own count.
 
     gflop: of the program as it is handed to the compiler, so the same on every machine; a compiled one hides what it gives
@@ -100,7 +100,7 @@ def costs(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled | None, of:
     uncounted = max(of.tokens - unroll - of.tokens % unroll, 0)  # what is left over stands behind the loop
     analysis = lowered.cost_analysis()
     if analysis is None:  # as jax 0.11 on GPUs: then the compiled program's products, loops included
-        flops = sum(k.times * k.flop for k in Program(compiled.as_text()).kernels) if compiled else 0
+        flops = sum(k.times * k.flop for k in Program(compiled.as_text()).kernels) / together if compiled else 0
     else:
         flops = analysis["flops"] + uncounted * one_product * (2 if train else 1)
         chunks, size = losses.chunked(rows * of.tokens)
