@@ -1,13 +1,13 @@
 """Times frozen encoders, batch norm folded, as the feature cache runs them: `python -m benchmarks.encode`."""
 
 import argparse
+import functools
 import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import timing
@@ -19,7 +19,7 @@ from jaxcap.errors import UserError, run_command
 
 def ours(spec: EncoderSpec, image_BHWC: np.ndarray) -> Callable[[], jax.Array]:
     """A compiled call that turns uint8 photos on the device into pooled features, with random weights."""
-    variables = jax.jit(spec.module().init)(jax.random.key(0), jnp.zeros((1, *image_BHWC.shape[1:])))
+    variables = jax.jit(functools.partial(encoders.init, spec.module(), size=image_BHWC.shape[1]))(jax.random.key(0))
     image_BHWC = jax.device_put(image_BHWC)
 
     @jax.jit

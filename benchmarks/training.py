@@ -66,7 +66,7 @@ def train(config: Config, count: int, total: int, devices: Parallel) -> dict:
     table, random = devices.replicate(image_NHWC), np.random.default_rng(2)
     for done in range(total):
         rows = random.integers(0, count, config.batch_size).astype(np.int32)
-        state, metrics = step(state, devices.shard(Batch(tokens_BT1=tokens_NT1[rows], index_B=rows)), table)
+        state, metrics = step(state, devices.hand(Batch(tokens_BT1=tokens_NT1[rows], index_B=rows)), table)
         if done == 0:
             first_loss, ready = float(metrics.loss), time.perf_counter()
     loss, trained = float(metrics.loss), time.perf_counter()

@@ -126,8 +126,8 @@ class Step:
         if kind.train:
             optimizer = optim.optimizer(phase.optim, optim.schedule(phase.optim, phase.steps, 1000))
             opt_state = self.devices.replicate(jax.jit(optimizer.init)(optim.split_params(params, phase)[0]))
-            self._state = TrainState(jnp.int32(0), params, batch_stats, opt_state, jax.random.PRNGKey(seed))
-            self._state = self.devices.replicate(self._state)
+            whole = TrainState(jnp.int32(0), params, batch_stats, opt_state, jax.random.PRNGKey(seed))
+            self._state, self._whole = steps.set_aside(self.devices.replicate(whole), phase)
             function = steps.train_steps if kind.together > 1 else steps.train_step
             self._function = functools.partial(function, captioner=captioner, phase=phase, optimizer=optimizer,
                                                augment=augment.augmentation(config.augment, size))
@@ -168,14 +168,14 @@ class Step:
     @property
     def params(self) -> PyTree:
         """The parameters after the last step."""
-        return self._state.params if self._train else self._state[0]
+        return self._whole(self._state).params if self._train else self._state[0]
 
     def loss(self, reported: PyTree) -> float:
         """Nats per token of a step that has been dispatched, the last one of a call."""
         return float(np.ravel(reported.loss)[-1]) if self._train else float(reported[0] / reported[1])
 
     def _arguments(self) -> tuple:
-        batch = self.devices.shard(next(self._batches))
+        batch = self.devices.hand(next(self._batches))
         return (self._state, batch, self._table, self._look) if self._train else (*self._state, batch, self._table)
 
 

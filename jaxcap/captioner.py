@@ -35,7 +35,7 @@ class Captioner:
     def init(self, key: Array, size: int) -> tuple[PyTree, PyTree]:
         """Random `(params, batch_stats)` for photos of size × size pixels."""
         encoder_key, decoder_key = jax.random.split(key)
-        variables = self.encoder.init(encoder_key, jnp.zeros((1, size, size, 3)))
+        variables = encoders.init(self.encoder, encoder_key, size)
         features = jnp.zeros((1, 1, self.spec.features))
         decoder = self.decoder.init(decoder_key, features, jnp.zeros((1, 1), jnp.int32))
         return ({"encoder": variables["params"], "decoder": decoder["params"]},

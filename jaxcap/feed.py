@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import grain
 import jax
@@ -87,7 +87,7 @@ def steps_per_dispatch(config: Config, devices: parallel.Parallel, phase: config
     return max(min(TOGETHER, pipeline.per_epoch(examples, config.batch_size) // (4 * buckets)), 1)
 
 
-def drawer(session: Session, phase: configs.Phase, distort: Callable) -> Callable[[TrainState, Batch, Any], Batch]:
+def drawer(session: Session, fed: Feed, phase: configs.Phase, distort: Callable) -> Callable[[TrainState, Batch], Batch]:
     """`steps.draw_step` on the devices, with the references of all training photos: for self-critical training."""
     devices, words = session.devices, session.evaluator.vocab
     encoded = [[words.encode(caption, reward.LONGEST) for caption in captions] for captions in session.train_split.captions]
@@ -95,9 +95,9 @@ def drawer(session: Session, phase: configs.Phase, distort: Callable) -> Callabl
     step = functools.partial(steps.draw_step, captioner=session.captioner, phase=phase, augment=distort,
                              max_words=session.config.data.max_words)
 
-    def draw_item(state, item, table, references):  # of one batch [B, 1, …], as `train_steps` takes them
-        drawn = step(state, jax.tree.map(lambda x: x[:, 0], item), table, references)
+    def draw_item(state, item, *rest):  # of one batch [B, 1, …], as `train_steps` takes them
+        drawn = step(state, jax.tree.map(lambda x: x[:, 0], item), *rest)
         return jax.tree.map(lambda x: x[:, None], drawn)
 
-    draw = devices.wrap(draw_item, in_sharded=(False, True, False, False), out_sharded=True, typed=False)
-    return lambda state, item, table: draw(state, item, table, references)
+    draw = devices.wrap(draw_item, in_sharded=(False, True, False, False, False), out_sharded=True, typed=False)
+    return lambda state, item: draw(state, item, fed.table, references, fed.look)

@@ -17,7 +17,7 @@ def split_params(params: PyTree, phase: Phase) -> tuple[PyTree, PyTree]:
     """`(trainable, frozen)`: the parts of `params` that the phase trains, and the rest."""
     if phase.train == "all":
         return params, {}
-    return {"decoder": params["decoder"]}, {"encoder": params["encoder"]}
+    return {"decoder": params["decoder"]}, {part: tree for part, tree in params.items() if part != "decoder"}
 
 
 def schedule(optim: Optim, total_steps: int, steps_per_epoch: float) -> optax.Schedule:

@@ -132,6 +132,13 @@ class Parallel:
             return jax.device_put(tree, sharding)
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
 
+    def hand(self, batch: PyTree) -> PyTree:
+        """This host's rows of a batch as a wrapped function takes them every step: those of the only host as they are.
+
+        What is compiled cuts and sends them itself, in a fraction of the time that `shard` takes of the host.
+        """
+        return self.shard(batch) if self._several else batch
+
     def wrap(self, function: Callable, *, in_sharded: tuple[bool, ...], out_sharded: bool | tuple[bool, ...] = False,
              donate: tuple[int, ...] = (), typed: bool = True) -> Callable:
         """Compiles a per-device function over all devices.

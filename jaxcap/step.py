@@ -65,6 +65,22 @@ class Metrics(NamedTuple):
     tokens: Array
 
 
+def set_aside(state: TrainState, phase: Phase) -> tuple[TrainState, Callable[[TrainState], TrainState]]:
+    """What the steps of `phase` need of `state`, and a function that makes a whole state again of what they make of it.
+
+    A frozen encoder stays behind with its statistics: these steps read features or are given `look`. Every array that only passes
+    through a dispatch costs the host microseconds, and an encoder has hundreds.
+    """
+    if phase.train == "all":
+        return state, lambda part: part
+    trainable, frozen = optim.split_params(state.params, phase)
+
+    def whole(part: TrainState) -> TrainState:
+        return part._replace(params={**frozen, **part.params}, batch_stats=state.batch_stats)
+
+    return state._replace(params=trainable, batch_stats={}), whole
+
+
 def train_step(state: TrainState, batch: Batch, table: Array | None, look: Callable[[Array], Array] | None = None, *,
                captioner: Captioner, phase: Phase, optimizer: optax.GradientTransformation,
                augment: Callable[[Array, Array], Array],
@@ -73,7 +89,7 @@ def train_step(state: TrainState, batch: Batch, table: Array | None, look: Calla
 
     `augment(key, image_BHWC uint8) → image_BHWC float32 in [0, 1]` at the size that the encoder sees; in a phase whose
     augmentation is off it is the central crop. `look` is the frozen encoder (`Captioner.frozen_encode`) where it was made before,
-    for all steps of a phase. `own(step)` is the probability with which the decoder reads a word of its own (scheduled sampling);
+    for all steps of a phase; `state` may then be what `set_aside` leaves of it. `own(step)` is the probability with which the decoder reads a word of its own (scheduled sampling);
     None is teacher forcing. Gradients are summed over the axis "data", so any number of devices gives the step of the whole batch.
     """
     key = jax.random.fold_in(jax.random.fold_in(state.rng, state.step), jax.lax.axis_index(AXIS))
@@ -150,8 +166,9 @@ def train_steps(state: TrainState, batches: Batch, table: Array | None, look: Ca
     return jax.lax.scan(lambda state, batch: step(state, batch, table, look), state, batches)
 
 
-def draw_step(state: TrainState, batch: Batch, table: Array | None, references: reward.References, *, captioner: Captioner,
-              phase: Phase, max_words: int, augment: Callable[[Array, Array], Array]) -> Batch:
+def draw_step(state: TrainState, batch: Batch, table: Array | None, references: reward.References,
+              look: Callable[[Array], Array] | None = None, *, captioner: Captioner, phase: Phase, max_words: int,
+              augment: Callable[[Array, Array], Array]) -> Batch:
     """The batch that self-critical training learns from: captions drawn for its photos, and what they earned.
 
     It sees the photos as the `train_step` of the same state will see them, but for batch statistics.
@@ -160,7 +177,7 @@ def draw_step(state: TrainState, batch: Batch, table: Array | None, references: 
     augment_key, draw_key = jax.random.split(key)
     seen = _look(batch, table)
     if seen.ndim == 4:
-        seen = captioner.frozen_encode(state.params, state.batch_stats)(augment(augment_key, seen))
+        seen = (look or captioner.frozen_encode(state.params, state.batch_stats))(augment(augment_key, seen))
     tokens_BT1, reward_B, baseline_B = reward.draw(
         captioner, state.params, seen, batch.photo_B, jax.random.wrap_key_data(draw_key), references, settings=phase.reward,
         max_words=max_words)

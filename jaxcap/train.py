@@ -119,7 +119,7 @@ def run_phase(session: Session, state: TrainState, number: int, total: int, posi
         functools.partial(steps.train_steps, captioner=session.captioner, phase=phase, optimizer=optimizer, augment=distort,
                           own=optim.own_words(phase, int(state.step) - position["phase_step"], total)),
         in_sharded=(False, True, False, False), donate=(0,))
-    draw = feed.drawer(session, phase, distort) if phase.objective == "reward" else lambda state, item, table: item
+    draw = feed.drawer(session, fed, phase, distort) if phase.objective == "reward" else lambda state, item: item
     every = config.checkpoints.every_steps or max(round(config.checkpoints.every_epochs * per_epoch), 1)
     first = int(state.step) - position["phase_step"]  # the run's step at which this phase began
     waiting: list[steps.Metrics] = []
@@ -134,8 +134,9 @@ def run_phase(session: Session, state: TrainState, number: int, total: int, posi
                      **({"reward": float(np.mean([m.reward for m in read]))} if phase.objective == "reward" else {}))
 
     done = reported = position["phase_step"]
+    part, whole = steps.set_aside(state, phase)
     for item in iterator:
-        state, metrics = step_fn(state, draw(state, devices.shard(Batch(**item)), fed.table), fed.table, fed.look)
+        part, metrics = step_fn(part, draw(part, devices.hand(Batch(**item))), fed.table, fed.look)
         devices.pace(metrics)
         before, done = done, done + item["tokens_BT1"].shape[1]
         if before // config.log_every != done // config.log_every:
@@ -148,12 +149,12 @@ def run_phase(session: Session, state: TrainState, number: int, total: int, posi
         if saving:
             report(done)
             reported = done
-            save(session, state, done, first, fed.val_features, {"phase": number, "data": iterator.get_state(), "together": together},
+            save(session, whole(part), done, first, fed.val_features, {"phase": number, "data": iterator.get_state(), "together": together},
                  score=not session.stop)
         if session.stop:
             break
     keeper.wait()
-    return state
+    return whole(part)
 
 
 def save(session: Session, state: TrainState, done: int, first: int, val_features: np.ndarray | None, position: dict, *,

@@ -108,6 +108,24 @@ def test_remat_and_bfloat16_change_the_gradient_by_rounding_only(module, blocks,
     assert sum(equation.primitive.name in ("checkpoint", "remat2") for equation in jaxpr.eqns) == blocks
 
 
+@pytest.mark.parametrize("module", [functools.partial(inception.Inception, EVERY_STEP), encoders.get("small_cnn").module,
+                                    functools.partial(EfficientNetLite, 1.0, 0.3)], ids=["inception", "small_cnn", "efficientnet_lite"])
+def test_one_draw_begins_a_network_as_its_module_does(module):
+    key, size = jax.random.key(0), 64
+    drawn = jax.jit(functools.partial(encoders.init, module(), size=size))(key)
+    expected = jax.jit(module().init)(key, jnp.zeros((1, size, size, 3)))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), drawn) == jax.tree.map(lambda x: (x.shape, x.dtype), expected)
+    filters = []
+    for (path, found), leaf in zip(jax.tree_util.tree_leaves_with_path(drawn), jax.tree.leaves(expected)):
+        if leaf.ndim == 1:
+            np.testing.assert_array_equal(found, leaf, err_msg=str(path))
+        else:  # the deviation of n numbers is 1/√2n from its own, and nothing lies beyond two
+            assert abs(np.log(found.std() / leaf.std())) < 5 / np.sqrt(found.size), path
+            assert np.abs(found).max() < 2.3 * np.sqrt(2 / np.prod(found.shape[:-1])) and abs(found.mean()) < 5 * found.std() / np.sqrt(found.size)
+            filters.append(found.ravel()[:9] / found.std())
+    assert len(np.unique(np.stack(filters).round(3), axis=0)) == len(filters)  # none is cut out twice
+
+
 def test_batch_norm_s_written_out_gradient_is_the_automatic_one():
     random = np.random.default_rng(0)
     y_BHWC, w_BHWC = (jnp.asarray(random.standard_normal((3, 4, 5, 6)), jnp.float32) for _ in range(2))

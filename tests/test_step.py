@@ -299,12 +299,12 @@ def test_commands_that_do_not_train_refuse_to_be_one_of_several_processes(comman
         parallel.Parallel("pmap", [types.SimpleNamespace(process_index=i) for i in (0, 1)])
 
 
-def test_a_frozen_encoder_that_was_made_before_gives_the_same_step():
+def test_a_frozen_encoder_that_was_made_before_and_set_aside_gives_the_same_step():
     of = workload.settings(tiny=True)
     model = workload.model(of)
     given, made = (workload.Step(workload.KINDS["frozen"], of, *model, 8, devices=jax.devices()[:2]) for _ in range(2))
-    assert jax.tree.leaves(given._look)
-    made._look = None
+    assert jax.tree.leaves(given._look) and list(given._state.params) == ["decoder"] and given._state.batch_stats == {}
+    made._look, made._state, made._whole = None, made._whole(made._state), lambda state: state
     losses_of = [float(step().loss) for step in (given, made)]
     assert losses_of[0] == pytest.approx(losses_of[1], rel=1e-6)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), given.params, made.params)
