@@ -151,17 +151,25 @@ class Step:
         wrapped = self._step
         if self.devices.mode != "shard_map" or devices:
             wrapped = Parallel("shard_map", list(devices)).wrap(self._function, **self._wrap)
-        arguments = self._arguments()
+        batch = next(self._batches)
+        self._batches = itertools.chain([batch], self._batches)  # it is still to come
+        arguments = self._arguments(batch)
         if devices:  # what arrays live on here is no matter there
             arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
         return wrapped.trace(*arguments).lower(lowering_platforms=(platform,) if platform else None)
 
+    def hurry(self) -> None:
+        """Compiles the step without a search for the fastest algorithms, most of what compiling takes on GPUs: for a call or two
+        whose time is no matter."""
+        self._step = self.lower().compile(compiler_options={"xla_gpu_autotune_level": 0})
+
     def __call__(self) -> PyTree:
         """Dispatches one step, or those that go together, and returns what it reports."""
+        arguments = self._arguments(next(self._batches))
         if self._train:
-            self._state, reported = self._step(*self._arguments())
+            self._state, reported = self._step(*arguments)
         else:
-            reported = self._step(*self._arguments())
+            reported = self._step(*arguments)
         self.devices.pace(reported)
         return reported
 
@@ -174,8 +182,8 @@ class Step:
         """Nats per token of a step that has been dispatched, the last one of a call."""
         return float(np.ravel(reported.loss)[-1]) if self._train else float(reported[0] / reported[1])
 
-    def _arguments(self) -> tuple:
-        batch = self.devices.hand(next(self._batches))
+    def _arguments(self, batch: Batch) -> tuple:
+        batch = self.devices.hand(batch)
         return (self._state, batch, self._table, self._look) if self._train else (*self._state, batch, self._table)
 
 

@@ -118,9 +118,9 @@ def test_a_frozen_step_is_given_folded_filters_in_the_order_that_cudnn_reads(mod
     hlo = step.lower("cuda").as_text()
     assert "stablehlo.rsqrt" not in hlo  # what folding begins with
     assert "rsqrt" in step_of("eval", of, model).lower("cuda").as_text()
-    given = {tuple(leaf.shape) for leaf in jax.tree.leaves(step._arguments()[3]) if leaf.ndim == 4}
+    given = {tuple(leaf.shape) for leaf in jax.tree.leaves(step._look) if leaf.ndim == 4}
     assert (32, 3, 3, 3) in given and (3, 3, 3, 32) not in given
-    assert {leaf.dtype for leaf in jax.tree.leaves(step._arguments()[3])} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(step._look)} == {jnp.dtype(jnp.bfloat16)}
     captioner, params, batch_stats = model(of)
     image_BHWC = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
     found = captioner.frozen_encode(params, batch_stats)(image_BHWC)

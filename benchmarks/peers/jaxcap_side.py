@@ -116,6 +116,7 @@ class Side:
                 return {"loss": -float(searched().log_probs_BK[:, 0].mean())}
             step = Served(KINDS[kind], of, captioner, *self._model[1:], batch, devices=jax.local_devices()[:1])
             np.savez(self._directory / f"{kind}-{batch}.npz", **step.inputs())
+            step.hurry()
             reported = step()
             found = {"loss": step.loss(reported)}
         if KINDS[kind].train:
