@@ -110,7 +110,7 @@ class Program:
             sum(_flop(each, known) for each in body), int(cycles) if cycles else None)
 
     def _moved(self, instruction: _Instruction, computation: dict, inside: dict) -> int:
-        """Of a slice's source only the slice is read, and of what is updated in place only the update is written."""
+        """Of a slice's source only the slice is read, and of what is updated in place only the update is written (a scatter reads it too)."""
         operands = [computation[name] for name in instruction.operands if name in computation]
         if not inside:
             return _written(instruction, computation) + sum(operand.bytes for operand in operands)
@@ -122,6 +122,8 @@ class Program:
 def _written(instruction: _Instruction, known: dict) -> int:
     if instruction.operation == "dynamic-update-slice":
         return known[instruction.operands[1]].bytes if instruction.operands[1] in known else 0
+    if instruction.operation == "scatter" and len(instruction.operands) == 3 and instruction.operands[2] in known:
+        return 2 * known[instruction.operands[2]].bytes
     if instruction.operation in ("tuple", "bitcast"):
         return sum(_written(known[name], known) for name in instruction.operands if name in known)
     return instruction.bytes
@@ -136,7 +138,7 @@ def _needed(inside: dict) -> dict[str, float]:
                 share = min(needed[user.name], 1.0)
                 if position == 0 and user.operation in ("slice", "dynamic-slice", "gather"):
                     share *= user.bytes / inside[name].bytes
-                elif position == 0 and user.operation == "dynamic-update-slice":
+                elif position == 0 and user.operation in ("dynamic-update-slice", "scatter"):
                     share = 0.0
                 needed[name] += share
     return needed

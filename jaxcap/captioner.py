@@ -94,17 +94,15 @@ class Captioner:
         return self.decoder.apply({"params": params["decoder"]}, method="projection")
 
     def _teach(self, method: str, params: PyTree, features_BPF: Array, inputs_BT: Array, *, key: Array | None = None,
-               train_features: bool = False, own: Array | None = None) -> tuple[Array, Array | None]:
-        variables, options = {"params": params["decoder"]}, {}
+               train_features: bool = False, **options) -> tuple[Array, Array | None]:
+        variables = {"params": params["decoder"]}
         if key is not None:
             feature_key, dropout_key, sampling_key = jax.random.split(key, 3)
-            options = {"train": True, "rngs": {"dropout": dropout_key, "sampling": sampling_key}}
+            options |= {"train": True, "rngs": {"dropout": dropout_key, "sampling": sampling_key}}
             if train_features and self.feature_dropout:  # im2txt drops the pooled features: the same channels everywhere
                 batch, _, channels = features_BPF.shape
                 kept_B1F = jax.random.bernoulli(feature_key, 1 - self.feature_dropout, (batch, 1, channels))
                 features_BPF = jnp.where(kept_B1F, features_BPF / (1 - self.feature_dropout), 0)
-        if own is not None:
-            options["own"] = own
         found, sown = self.decoder.apply(variables, features_BPF, inputs_BT, method=method, mutable=["attention"], **options)
         return found, sown["attention"]["weights"][0] if self.attends else None
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxcap import losses, optim, reward
+from jaxcap import losses, optim, reward, rows
 from jaxcap.captioner import Captioner
 from jaxcap.config import Phase
 from jaxcap.decoders.attention import doubly_stochastic
@@ -89,8 +89,9 @@ def train_step(state: TrainState, batch: Batch, table: Array | None, look: Calla
 
     `augment(key, image_BHWC uint8) → image_BHWC float32 in [0, 1]` at the size that the encoder sees; in a phase whose
     augmentation is off it is the central crop. `look` is the frozen encoder (`Captioner.frozen_encode`) where it was made before,
-    for all steps of a phase; `state` may then be what `set_aside` leaves of it. `own(step)` is the probability with which the decoder reads a word of its own (scheduled sampling);
-    None is teacher forcing. Gradients are summed over the axis "data", so any number of devices gives the step of the whole batch.
+    for all steps of a phase; `state` may then be what `set_aside` leaves of it. `own(step)` is the probability with which the
+    decoder reads a word of its own (scheduled sampling); None is teacher forcing. Gradients are summed over the axis "data", so
+    any number of devices gives the step of the whole batch.
     """
     key = jax.random.fold_in(jax.random.fold_in(state.rng, state.step), jax.lax.axis_index(AXIS))
     augment_key, dropout_key = jax.random.split(key)
@@ -103,10 +104,12 @@ def train_step(state: TrainState, batch: Batch, table: Array | None, look: Calla
     trainable, frozen = optim.split_params(state.params, phase)
     tokens = jax.lax.psum(jnp.sum(targets_BT != 0).astype(jnp.float32), AXIS)
     rewarded = batch.reward_B is not None
+    words_TBE = None  # those that are read, where they learn in place of the table of all words
+    if _reads_few_words(captioner, phase, inputs_BT.size) and not rewarded and own is None:
+        words_TBE = trainable["decoder"]["word_embedding"][inputs_BT.T]
 
-    def loss_fn(trainable):
-        params = {**frozen, **trainable}
-        features_BPF, batch_stats, penalty = seen, state.batch_stats, 0.0
+    def loss_fn(trainable, words_TBE):
+        params, features_BPF, batch_stats, penalty = {**frozen, **trainable}, seen, state.batch_stats, 0.0
         if phase.train == "all":
             features_BPF, batch_stats = captioner.encode(params, batch_stats, seen, batch_norm=phase.batch_norm)
         if phase.objective == "words":
@@ -120,7 +123,7 @@ def train_step(state: TrainState, batch: Batch, table: Array | None, look: Calla
         else:
             outputs_TBW, weights_BTP = captioner.outputs_and_attention(
                 params, features_BPF, inputs_BT, key=dropout_key, train_features=phase.train == "all",
-                own=own(state.step) if own else None)
+                own=own(state.step) if own else None, words_TBE=words_TBE)
             if captioner.doubly_stochastic:
                 penalty = captioner.doubly_stochastic * doubly_stochastic(weights_BTP, targets_BT != 0) / tokens
             objective = total = losses.projected_sum(
@@ -133,8 +136,8 @@ def train_step(state: TrainState, batch: Batch, table: Array | None, look: Calla
     # The cast makes the parameters each device's own, so that the gradient is this device's share under shard_map (whose
     # typed gradient of a replicated value would already be summed) and under pmap alike; one explicit sum follows.
     local = jax.tree.map(lambda x: jax.lax.pcast(x, AXIS, to="varying"), trainable)
-    (_, (total, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(local)
-    grads = jax.lax.psum(grads, AXIS)
+    (_, (total, batch_stats)), grads = jax.value_and_grad(loss_fn, (0, 1), has_aux=True)(local, words_TBE)
+    grads, read_N = _summed(*grads, inputs_BT.T)
     if phase.batch_norm == "inference":
         batch_stats = state.batch_stats
     else:
@@ -142,7 +145,7 @@ def train_step(state: TrainState, batch: Batch, table: Array | None, look: Calla
         batch_stats = jax.lax.psum(jax.tree.map(lambda x: x / jax.lax.axis_size(AXIS), batch_stats), AXIS)
 
     updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
-    trainable = optax.apply_updates(trainable, updates)
+    trainable = _applied(trainable, updates, read_N)
     new = TrainState(state.step + 1, {**frozen, **trainable}, batch_stats, opt_state, state.rng)
     parts = {f"decoder/{name}": tree for name, tree in grads["decoder"].items()}
     if "encoder" in grads:
@@ -193,6 +196,36 @@ def eval_step(params: PyTree, batch_stats: PyTree, batch: Batch, table: Array | 
     targets_TB = batch.tokens_BT1[:, 1:].T
     total = losses.projected_sum(outputs_TBW, *captioner.projection(params), targets_TB)
     return jax.lax.psum((total, jnp.sum(targets_TB != 0).astype(jnp.float32)), AXIS)
+
+
+def _reads_few_words(captioner: Captioner, phase: Phase, words: int) -> bool:
+    """Whether each device's so many words are few rows of a table that is read for nothing else and changed by nothing else."""
+    decoder = captioner.decoder
+    return (phase.objective == "captions" and phase.optim.name == "sgd" and not decoder.tied
+            and rows.pay(words * jax.lax.axis_size(AXIS), decoder.vocabulary))
+
+
+def _summed(grads: PyTree, words_TBE: Array | None, inputs_TB: Array) -> tuple[PyTree, Array | None]:
+    """Gradients summed over devices; with `words_TBE`, the gradient of the words that were read, they stand where the table's would,
+    and which rows of it they are comes along."""
+    if words_TBE is None:
+        return jax.lax.psum(grads, AXIS), None
+    words_NE, read_N = rows.gathered(words_TBE.reshape(inputs_TB.size, -1), inputs_TB.reshape(-1), AXIS)
+    words_NE = rows.summed(words_NE, read_N, len(grads["decoder"]["word_embedding"]))
+    return _with_words(jax.lax.psum(_with_words(grads, None), AXIS), words_NE), read_N
+
+
+def _applied(trainable: PyTree, updates: PyTree, read_N: Array | None) -> PyTree:
+    """`trainable` with the updates added, those of words to the rows `read_N` of their table, if only these have been read."""
+    if read_N is None:
+        return optax.apply_updates(trainable, updates)
+    table_VE = rows.add(trainable["decoder"]["word_embedding"], read_N, updates["decoder"]["word_embedding"])
+    return _with_words(optax.apply_updates(_with_words(trainable, None), _with_words(updates, None)), table_VE)
+
+
+def _with_words(params: PyTree, words: Array | None) -> PyTree:
+    """`params`, or a gradient or change of them, with something else in place of the words' embedding."""
+    return {**params, "decoder": {**params["decoder"], "word_embedding": words}}
 
 
 def _look(batch: Batch, table: Array | None) -> Array:

@@ -34,6 +34,13 @@ HloModule jit_step, is_scheduled=true
   ROOT %update = f32[3,4,16]{2,1,0} dynamic-update-slice(%stack, %one, %i, %i, %i)
 }
 
+%fused_scatter (table: f32[100,16], places: s32[4], rows: f32[4,16]) -> f32[100,16] {
+  %table = f32[100,16]{1,0} parameter(0)
+  %places = s32[4]{0} parameter(1)
+  %rows = f32[4,16]{1,0} parameter(2)
+  ROOT %scatter = f32[100,16]{1,0} scatter(%table, %places, %rows), update_window_dims={1}, inserted_window_dims={0}, to_apply=%fused_next
+}
+
 %body (carry: (s32[], f32[3,4,16], bf16[3,4,8], bf16[8,16])) -> (s32[], f32[3,4,16], bf16[3,4,8], bf16[8,16]) {
   %carry = (s32[], f32[3,4,16]{2,1,0}, bf16[3,4,8]{2,1,0}, bf16[8,16]{1,0}) parameter(0)
   %at = s32[] get-tuple-element(%carry), index=0
@@ -68,6 +75,10 @@ ENTRY %main (photo: bf16[2,8,8,16], filter: bf16[32,3,3,16], start: (s32[], f32[
   %cudnn-conv-bw-input.1 = (bf16[2,8,8,16]{3,2,1,0}, u8[0]{0}) custom-call(%y, %filter), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardInput"
   %start = (s32[], f32[3,4,16]{2,1,0}, bf16[3,4,8]{2,1,0}, bf16[8,16]{1,0}) parameter(2)
   %copy.1 = bf16[2,8,8,16]{3,2,1,0} copy(%photo)
+  %words = f32[100,16]{1,0} parameter(3)
+  %read = s32[4]{0} parameter(4)
+  %change = f32[4,16]{1,0} parameter(5)
+  %learned = f32[100,16]{1,0} fusion(%words, %read, %change), kind=kCustom, calls=%fused_scatter
   %all-reduce.1 = bf16[2,8,8,32]{3,2,1,0} all-reduce(%y), replica_groups={}
   %loop = (s32[], f32[3,4,16]{2,1,0}, bf16[3,4,8]{2,1,0}, bf16[8,16]{1,0}) while(%start), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"3"}}
   ROOT %result = f32[3,4,16]{2,1,0} get-tuple-element(%loop), index=1
@@ -79,11 +90,13 @@ def test_a_program_s_kernels_are_counted_with_what_they_move_and_compute():
     kernels = {kernel.name: kernel for kernel in Program(GPU).kernels}
     assert {name: (kernel.kind, kernel.times) for name, kernel in kernels.items()} == {
         "cudnn-conv.1": ("convolution", 1), "cudnn-conv-bw-filter.1": ("convolution", 1), "cudnn-conv-bw-input.1": ("convolution", 1),
-        "copy.1": ("copy", 1), "all-reduce.1": ("exchange", 1), "product": ("product", 3), "stored": ("other", 3), "next": ("other", 3)}
+        "copy.1": ("copy", 1), "all-reduce.1": ("exchange", 1), "product": ("product", 3), "stored": ("other", 3), "next": ("other", 3),
+        "learned": ("other", 1)}
     assert kernels["product"].scope == "while/body/dot_general"
     assert kernels["product"].flop == 2 * 4 * 8 * 16
     assert kernels["product"].bytes == 2 * 4 * 8 + 2 * 8 * 16 + 4 * 4 * 16 + 4  # of the stack only the slice, and the counter
     assert kernels["stored"].bytes == 2 * 4 * 4 * 16 + 4  # the row is read and written, the stack is left alone
+    assert kernels["learned"].bytes == 4 * (4 + 3 * 4 * 16)  # rows are read, and those of the table read and written
     convolution = 2 * (2 * 8 * 8 * 32) * (3 * 3 * 16)
     assert {kernel.flop for kernel in kernels.values() if kernel.kind == "convolution"} == {convolution}
     assert kernels["cudnn-conv.1"].bytes == 2 * (2 * 8 * 8 * 16 + 32 * 3 * 3 * 16 + 2 * 8 * 8 * 32)

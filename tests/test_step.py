@@ -1,7 +1,9 @@
 """The training step: losses, gradients, phases, and the same numbers on one device, on eight, and under pmap."""
 
+import dataclasses
 import functools
 import math
+import re
 import types
 
 import flax.linen as nn
@@ -13,7 +15,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import workload
-from jaxcap import caption, evaluate, losses, optim, parallel
+from jaxcap import caption, evaluate, losses, optim, parallel, rows
 from jaxcap import step as steps
 from jaxcap.captioner import Captioner
 from jaxcap.config import Augment, Optim, Phase
@@ -297,6 +299,25 @@ def test_commands_that_do_not_train_refuse_to_be_one_of_several_processes(comman
         command.main(words)
     with pytest.raises(UserError, match="parallel=pmap knows the devices of one host"):
         parallel.Parallel("pmap", [types.SimpleNamespace(process_index=i) for i in (0, 1)])
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("kind", [workload.KINDS["joint"], workload.CACHED_8], ids=lambda kind: kind.name)
+def test_rows_of_words_that_were_read_learn_what_the_whole_table_would(kind, devices, monkeypatch):
+    """Words that are read more than once, on one device and on several, and clipping by the norm of the whole."""
+    of = dataclasses.replace(workload.settings(tiny=True, overrides=["phases.0.optim.clip_norm=0.01"]), vocabulary=160)
+    model = workload.model(of)
+    learned, programs = [], []
+    for few in (True, False):
+        if not few:
+            monkeypatch.setattr(rows, "pay", lambda read, table: False)
+        step = workload.Step(kind, of, *model, 8, devices=jax.devices()[:devices])
+        programs.append(step.lower().as_text())
+        learned.append(jax.device_get((step(), step.params)))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), *learned)
+    moved = (learned[0][1]["decoder"]["word_embedding"] != model[1]["decoder"]["word_embedding"]).any(axis=1)
+    assert 4 < moved.sum() < 160  # rows that were not read stay as they are
+    assert [len(re.findall(r"\}\) : \(tensor<160x16xf32>\) ->", text)) for text in programs] == [0, 1]  # sums over devices
 
 
 def test_a_frozen_encoder_that_was_made_before_and_set_aside_gives_the_same_step():

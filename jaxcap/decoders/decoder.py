@@ -136,14 +136,15 @@ class Decoder(nn.Module):
         """Logits [B, T, V] of the next word at every position, under teacher forcing with `inputs_BT`. Options as of `outputs`."""
         return self._write(self.outputs(features_BPF, inputs_BT, train=train, own=own)).swapaxes(0, 1)
 
-    def outputs(self, features_BPF: Array, inputs_BT: Array, *, train: bool = False, own: Array | None = None) -> Array:
+    def outputs(self, features_BPF: Array, inputs_BT: Array, *, train: bool = False, own: Array | None = None,
+                words_TBE: Array | None = None) -> Array:
         """What logits are made of, [T, B, W], under teacher forcing: W is the width of `projection`'s matrix.
 
         There may be several rows of inputs a photo, side by side: their number is a multiple of the features'.
         With `train`, dropout draws from the RNG stream "dropout". With `own`, the decoder reads at every position but the first,
         with that probability, a word drawn from its own prediction in place of the given one: scheduled sampling (Bengio et al.
-        2015, arXiv 1506.03099), drawn from "sampling"; no gradient passes through the draw, as there. Attention weights
-        [B, T, P] are sown as ("attention", "weights").
+        2015, arXiv 1506.03099), drawn from "sampling"; no gradient passes through the draw, as there. `words_TBE` are the inputs'
+        rows of the word embedding where they were looked up before. Attention weights [B, T, P] are sown as ("attention", "weights").
         """
         features_BPF = self._standardized(features_BPF)
         captions = inputs_BT.shape[0] // features_BPF.shape[0]
@@ -152,7 +153,7 @@ class Decoder(nn.Module):
             features_BPF = jnp.repeat(features_BPF, captions, axis=0)
             hidden_TBD, words_TBE, seen_TBF = self._sampled(features_BPF, inputs_BT, kept, own)
         else:
-            words_TBE = self._embedded(inputs_BT.T)
+            words_TBE = self._embedded(inputs_BT.T) if words_TBE is None else words_TBE.astype(self.dtype)
             hidden_TBD, seen_TBF = self._forced(features_BPF, words_TBE, captions, kept)
         return self._output(times(hidden_TBD, kept.output), words_TBE, seen_TBF)
 
