@@ -214,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=f"links, one direction, and latency a hop:\n{table}\n\n"
                "examples:\n"
                "  python -m benchmarks.projection\n"
-               "  python -m benchmarks.projection out/steps_bfloat16.json --devices 8 16 --inside nvlink4\n"
+               "  python -m benchmarks.projection out/steps.json --devices 8 16 --inside nvlink4\n"
                "  python -m benchmarks.projection --gb-per-s 100 --hop-us 5 --json projection.json\n")
     parser.add_argument("steps", nargs="?", type=Path, metavar="FILE.json",
                         help="of benchmarks.step_time --json, on one device (default: the newest in benchmarks/records/)")

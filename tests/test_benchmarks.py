@@ -114,7 +114,7 @@ def test_real_input_is_read_anew_for_every_step(measured):
     for fed, field, shape in ((cached, "features_BPF", (8, 1, 320)), (evaluated, "image_BHWC", (8, 32, 32, 3))):
         assert fed.closed == 1 and fed.workers == 0
         seen = [getattr(batch, field) for batch in fed.batches]
-        assert len(seen) == 1 + 1 + 1 + 1 + 2 + 5 * 2 + 1  # ready, lowering, first loss, warm-up twice, repeats, last loss
+        assert len(seen) == 1 + 1 + 1 + 2 + 5 * 2 + 1  # ready, first loss, warm-up twice, repeats, last loss
         assert all(array.shape == shape for array in seen)
         assert not any(np.array_equal(a, b) for a, b in zip(seen, seen[1:]))
         tokens_NT = np.concatenate([batch.tokens_BT1 for batch in fed.batches])
