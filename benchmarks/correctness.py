@@ -6,7 +6,6 @@ are ‖out − reference‖ / ‖reference‖ over all numbers of a result.
 
 import argparse
 import dataclasses
-import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -202,9 +201,6 @@ def checks(of: Settings, *, tiny: bool, workers: int = 1) -> Iterator[Check]:
     for name in () if tiny else ("efficientnet_lite0", "inception_v2", "googlenet", "densenet121"):  # every kind of layer
         other = dataclasses.replace(of, config=configs.change(of.config, {"encoder.name": name, "encoder.size": 224}))
         begun.append(encoder(other, workload.model(other), variants[:1], 4))
-    if workers == 1:
-        yield from itertools.chain(*begun)
-        return
     with futures.ThreadPoolExecutor(workers) as pool:
         for found in pool.map(list, begun):
             yield from found

@@ -24,6 +24,7 @@ from benchmarks.workload import KINDS, Settings
 from jaxcap import captioner as captioners
 from jaxcap import config as configs
 from jaxcap import optim
+from jaxcap import step as steps
 from jaxcap.errors import UserError, run_command
 
 OPERATIONS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
@@ -83,15 +84,24 @@ def _bytes(dtype: str, dimensions: str) -> int:
 
 
 @functools.cache
-def summed_bytes(of: Settings, kind: str) -> int:
+def summed_bytes(of: Settings, kind: str, *, few_words: bool = False) -> int:
     """What a training step has to sum over the devices: a gradient of float32 for every parameter that trains, two scalars and,
-    where the encoder learns batch statistics, those."""
+    where the encoder learns batch statistics, those. few_words: without the words' table, whose rows are gathered."""
     captioner, phase = captioners.build(of.config, of.vocabulary), of.config.phases[KINDS[kind].phase]
     init = functools.partial(captioner.init, size=configs.encoder_size(of.config))
     params, batch_stats = jax.eval_shape(init, jax.random.PRNGKey(0))
     trainable, _ = optim.split_params(params, phase)
     exchanged = (trainable, batch_stats if phase.batch_norm != "inference" else {})
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(exchanged)) + SCALARS * jnp.float32.dtype.itemsize
+    table = of.vocabulary * of.config.decoder.embedding * jnp.float32.dtype.itemsize if few_words else 0
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(exchanged)) - table + SCALARS * jnp.float32.dtype.itemsize
+
+
+def expected_bytes(of: Settings, kind: str, batch: int) -> tuple[int, int]:
+    """What a training step of a batch over all devices sums, and what it gathers: where its words are few rows of their table, a
+    gradient of float32 for each, and its number."""
+    captioner, words = captioners.build(of.config, of.vocabulary), batch * of.tokens
+    few_words = steps.reads_few_words(captioner, of.config.phases[KINDS[kind].phase], words)
+    return summed_bytes(of, kind, few_words=few_words), few_words * words * 4 * (of.config.decoder.embedding + 1)
 
 
 def measure(kind: str, mode: str, of: Settings, model: tuple, count: int, arguments: argparse.Namespace) -> dict:
@@ -106,7 +116,7 @@ def measure(kind: str, mode: str, of: Settings, model: tuple, count: int, argume
             continue  # the same exchanges in the same program, only for another batch
         step = workload.Step(KINDS[kind], of, *model, batch, devices=jax.devices()[:count])
         if result["collectives"] is None and mode == "shard_map":
-            result |= exchanged(step, of, kind, count)
+            result |= exchanged(step, of, kind, count, batch)
         if kind in arguments.timed:
             losses = [step.loss(step())]  # under pmap this compiles, which is no time of a step
             timed = timing.time_calls(step, repeats=arguments.repeats, calls=2 if arguments.tiny else 0)
@@ -117,25 +127,26 @@ def measure(kind: str, mode: str, of: Settings, model: tuple, count: int, argume
     return result
 
 
-def exchanged(step: workload.Step, of: Settings, kind: str, count: int) -> dict:
-    """What the devices exchange in one step, by the compiled program; a JSON object."""
-    lowered = step.lower()
+def exchanged(step: workload.Step, of: Settings, kind: str, count: int, batch: int) -> dict:
+    """What the devices exchange in one step of a batch over all of them, by the compiled program; a JSON object."""
+    lowered, (summed, gathered) = step.lower(), expected_bytes(of, kind, batch)
     found = collectives(lowered.compile().as_text(), count)
     by_operation = {operation: [c for c in found if c.operation == operation] for operation in OPERATIONS}
     sums = {operation: {"count": len(group), "arrays": sum(c.arrays for c in group), "bytes": sum(c.bytes for c in group)}
             for operation, group in by_operation.items() if group}
     return {"collectives": sums,
             "all_reduces_asked_for": lowered.as_text().count("stablehlo.all_reduce"),
-            "bytes_expected": summed_bytes(of, kind),
+            "bytes_expected": summed, "bytes_gathered_expected": gathered,
             "bytes_sent_per_device": sum(c.sent(count) for c in found)}
 
 
 def as_expected(result: dict) -> bool:
-    """Whether the program sums what training has to sum over the devices, and exchanges nothing else; one alone need not."""
+    """Whether the program sums and gathers what training has to over the devices, and exchanges nothing else; one alone need not."""
     found = result["collectives"]
     if found is None or result["devices"] == 1:
         return True
-    return set(found) == {"all-reduce"} and found["all-reduce"]["bytes"] == result["bytes_expected"]
+    expected = {"all-reduce": result["bytes_expected"], "all-gather": result["bytes_gathered_expected"]}
+    return {operation: group["bytes"] for operation, group in found.items()} == {name: size for name, size in expected.items() if size}
 
 
 def rows(results: list[dict], virtual: bool) -> list[list[str]]:

@@ -105,7 +105,7 @@ def train_step(state: TrainState, batch: Batch, table: Array | None, look: Calla
     tokens = jax.lax.psum(jnp.sum(targets_BT != 0).astype(jnp.float32), AXIS)
     rewarded = batch.reward_B is not None
     words_TBE = None  # those that are read, where they learn in place of the table of all words
-    if _reads_few_words(captioner, phase, inputs_BT.size) and not rewarded and own is None:
+    if own is None and reads_few_words(captioner, phase, inputs_BT.size * jax.lax.axis_size(AXIS)):
         words_TBE = trainable["decoder"]["word_embedding"][inputs_BT.T]
 
     def loss_fn(trainable, words_TBE):
@@ -137,7 +137,7 @@ def train_step(state: TrainState, batch: Batch, table: Array | None, look: Calla
     # typed gradient of a replicated value would already be summed) and under pmap alike; one explicit sum follows.
     local = jax.tree.map(lambda x: jax.lax.pcast(x, AXIS, to="varying"), trainable)
     (_, (total, batch_stats)), grads = jax.value_and_grad(loss_fn, (0, 1), has_aux=True)(local, words_TBE)
-    grads, read_N = _summed(*grads, inputs_BT.T)
+    grads, read_M = _summed(*grads, inputs_BT.T)
     if phase.batch_norm == "inference":
         batch_stats = state.batch_stats
     else:
@@ -145,7 +145,7 @@ def train_step(state: TrainState, batch: Batch, table: Array | None, look: Calla
         batch_stats = jax.lax.psum(jax.tree.map(lambda x: x / jax.lax.axis_size(AXIS), batch_stats), AXIS)
 
     updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
-    trainable = _applied(trainable, updates, read_N)
+    trainable = _applied(trainable, updates, read_M)
     new = TrainState(state.step + 1, {**frozen, **trainable}, batch_stats, opt_state, state.rng)
     parts = {f"decoder/{name}": tree for name, tree in grads["decoder"].items()}
     if "encoder" in grads:
@@ -153,6 +153,15 @@ def train_step(state: TrainState, batch: Batch, table: Array | None, look: Calla
     norms = {name: optax.tree.norm(tree) for name, tree in parts.items()}
     mean_reward = jax.lax.pmean(batch.reward_B.mean(), AXIS) if rewarded else jnp.float32(0)
     return new, Metrics(jax.lax.psum(total, AXIS) / tokens, mean_reward, optax.tree.norm(grads), norms, tokens)
+
+
+def reads_few_words(captioner: Captioner, phase: Phase, words: int) -> bool:
+    """Whether so many words, over all devices, are few rows of a table that is read for nothing else and changed by nothing else.
+
+    Only these rows then have a gradient, and devices give each other these instead of summing the table's.
+    """
+    decoder = captioner.decoder
+    return phase.objective == "captions" and phase.optim.name == "sgd" and not decoder.tied and rows.pay(words, decoder.vocabulary)
 
 
 def train_steps(state: TrainState, batches: Batch, table: Array | None, look: Callable[[Array], Array] | None = None,
@@ -198,28 +207,22 @@ def eval_step(params: PyTree, batch_stats: PyTree, batch: Batch, table: Array | 
     return jax.lax.psum((total, jnp.sum(targets_TB != 0).astype(jnp.float32)), AXIS)
 
 
-def _reads_few_words(captioner: Captioner, phase: Phase, words: int) -> bool:
-    """Whether each device's so many words are few rows of a table that is read for nothing else and changed by nothing else."""
-    decoder = captioner.decoder
-    return (phase.objective == "captions" and phase.optim.name == "sgd" and not decoder.tied
-            and rows.pay(words * jax.lax.axis_size(AXIS), decoder.vocabulary))
-
-
 def _summed(grads: PyTree, words_TBE: Array | None, inputs_TB: Array) -> tuple[PyTree, Array | None]:
     """Gradients summed over devices; with `words_TBE`, the gradient of the words that were read, they stand where the table's would,
     and which rows of it they are comes along."""
     if words_TBE is None:
         return jax.lax.psum(grads, AXIS), None
-    words_NE, read_N = rows.gathered(words_TBE.reshape(inputs_TB.size, -1), inputs_TB.reshape(-1), AXIS)
-    words_NE = rows.summed(words_NE, read_N, len(grads["decoder"]["word_embedding"]))
-    return _with_words(jax.lax.psum(_with_words(grads, None), AXIS), words_NE), read_N
+    words_NE, read_N = words_TBE.reshape(inputs_TB.size, -1), inputs_TB.reshape(-1)
+    words_ME, read_M = jax.lax.all_gather((words_NE, read_N), AXIS, tiled=True, to="invarying")
+    words_ME = rows.summed(words_ME, read_M, len(grads["decoder"]["word_embedding"]))
+    return _with_words(jax.lax.psum(_with_words(grads, None), AXIS), words_ME), read_M
 
 
-def _applied(trainable: PyTree, updates: PyTree, read_N: Array | None) -> PyTree:
-    """`trainable` with the updates added, those of words to the rows `read_N` of their table, if only these have been read."""
-    if read_N is None:
+def _applied(trainable: PyTree, updates: PyTree, read_M: Array | None) -> PyTree:
+    """`trainable` with the updates added, those of words to the rows `read_M` of their table, if only these have been read."""
+    if read_M is None:
         return optax.apply_updates(trainable, updates)
-    table_VE = rows.add(trainable["decoder"]["word_embedding"], read_N, updates["decoder"]["word_embedding"])
+    table_VE = trainable["decoder"]["word_embedding"].at[read_M].add(updates["decoder"]["word_embedding"])
     return _with_words(optax.apply_updates(_with_words(trainable, None), _with_words(updates, None)), table_VE)
 
 

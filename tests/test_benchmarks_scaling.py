@@ -1,6 +1,7 @@
 """What devices exchange in a step, counted in compiled programs, and tiny runs of the command. No speed is asserted."""
 
 import argparse
+import dataclasses
 import json
 
 import jax
@@ -131,6 +132,16 @@ def test_children_have_as_many_devices_as_asked_for(monkeypatch):
     # Besides the gradients of both halves, the encoder's statistics of batch norm are exchanged.
     of = workload.settings(tiny=True)
     assert result["bytes_expected"] == scaling.summed_bytes(of, "joint") > scaling.summed_bytes(of, "cached")
+
+
+def test_rows_of_words_are_gathered_where_a_step_reads_few():
+    """At 2 devices: 8 captions of 5 words, 40 rows of 16 numbers, and no sum over the table of 160."""
+    of = dataclasses.replace(workload.settings(tiny=True), vocabulary=160)
+    step = workload.Step(workload.KINDS["cached"], of, *workload.model(of), 8, devices=jax.devices()[:2])
+    result = {"devices": 2} | scaling.exchanged(step, of, "cached", 2, batch=8)
+    assert scaling.as_expected(result) and result["collectives"]["all-gather"]["bytes"] == 40 * 4 * (16 + 1)
+    assert result["bytes_expected"] == scaling.summed_bytes(of, "cached") - 4 * 160 * 16
+    assert scaling.expected_bytes(of, "cached", batch=16) == (scaling.summed_bytes(of, "cached"), 0)  # 80 rows are too many
 
 
 def test_wrong_options_are_refused():
