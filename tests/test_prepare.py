@@ -362,13 +362,17 @@ def test_records_that_were_cut_are_said(source, data):
         records.open_split(data, "val").image(0)
 
 
-def test_from_the_command_line(source, data):
+def test_from_the_command_line(source, data, tmp_path):
     command = [sys.executable, "-m", "jaxcap.prepare", "flickr8k", "--size", "16", "--data-dir", data.dir]
     bad = subprocess.run([*command, "--source", str(source / "absent")], capture_output=True, text=True)
     assert bad.returncode == 2 and bad.stdout == ""
     assert bad.stderr == f"error: --source {source / 'absent'} does not exist\n"
-    good = subprocess.run([*command, "--source", str(source)], capture_output=True, text=True)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    good = subprocess.run([*command, "--source", str(source)], capture_output=True, text=True,
+                          env={**os.environ, "TMPDIR": str(temporary)})
     assert good.returncode == 0 and "prepared  train 40, val 8 photos" in good.stdout
+    assert os.listdir(temporary) == []
 
 
 def test_where_data_is_kept(monkeypatch, tmp_path):

@@ -91,7 +91,7 @@ class CaptionBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             "captions": tfds.features.Sequence(tfds.features.Text()),
             **{name: tfds.features.Text() for name in self.EXTRA},
         }
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+        return _LocalInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _shard_iterators_per_split(self, dl_manager):
         per_shard = max(1, _SHARD_BYTES // (self.size * self.size * 3))
@@ -120,6 +120,13 @@ class CaptionBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             Path(self.data_dir, split + _INDEX).write_text(json.dumps(index, ensure_ascii=False), "utf-8")
         for name, text in self.beside.items():
             Path(self.data_dir, name).write_text(text, "utf-8", "backslashreplace")  # file names need be no text
+
+
+class _LocalInfo(tfds.core.DatasetInfo):
+    """TFDS's, which asks its own storage about a data set that is new here, and leaves an empty directory in /tmp."""
+
+    def initialize_from_bucket(self) -> None:
+        pass
 
 
 class _PlainWriter(ExampleWriter):
