@@ -127,7 +127,7 @@ class Step:
             optimizer = optim.optimizer(phase.optim, optim.schedule(phase.optim, phase.steps, 1000))
             opt_state = self.devices.replicate(jax.jit(optimizer.init)(optim.split_params(params, phase)[0]))
             whole = TrainState(jnp.int32(0), params, batch_stats, opt_state, jax.random.PRNGKey(seed))
-            self._state, self._whole = steps.set_aside(self.devices.replicate(whole), phase)
+            self._state, self._whole = steps.set_aside(self.devices.replicate(whole), phase, captioner)
             function = steps.train_steps if kind.together > 1 else steps.train_step
             self._function = functools.partial(function, captioner=captioner, phase=phase, optimizer=optimizer,
                                                augment=augment.augmentation(config.augment, size))

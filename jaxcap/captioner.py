@@ -1,6 +1,7 @@
 """The captioner: an encoder and a decoder as pure functions of their parameters.
 
-`params` is `{"encoder": …, "decoder": …}`; `batch_stats` holds the encoder's moving statistics.
+`params` is `{"encoder": …, "decoder": …}`; `batch_stats` holds the encoder's moving statistics. Both of the encoder's may be packed
+(`flat.py`).
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxcap import config as configs
-from jaxcap import encoders, products
+from jaxcap import encoders, flat, products
 from jaxcap.decoders.decoder import Decoder
 
 PyTree = Any
@@ -50,10 +51,12 @@ class Captioner:
         """
         if batch_norm == "inference":
             return self.frozen_encode(params, batch_stats)(image_BHWC), batch_stats
-        variables = {"params": encoders.layers.rounded(params["encoder"], self.encoder_kernels), "batch_stats": batch_stats}
+        variables = {"params": encoders.layers.rounded(flat.unpack(params["encoder"]), self.encoder_kernels),
+                     "batch_stats": flat.unpack(batch_stats)}
         features_BHWF, updated = self.encoder.apply(
             variables, self._preprocess(image_BHWC), batch_norm=batch_norm, mutable=["batch_stats"])
-        return _flatten(features_BHWF), updated.get("batch_stats", {})
+        updated = updated.get("batch_stats", {})
+        return _flatten(features_BHWF), flat.pack(updated) if isinstance(batch_stats, flat.Flat) else updated
 
     def frozen_encode(self, params: PyTree, batch_stats: PyTree) -> Callable[[Array], Array]:
         """A pure function from photos [B, H, W, C] in [0, 1] to features [B, P, F], batch norm folded into filters.
@@ -61,7 +64,7 @@ class Captioner:
         It is a pytree, as `encoders.fold` makes them: for steps that all look through the same encoder jit makes it once, and
         they take it as an argument.
         """
-        variables = {"params": params["encoder"], "batch_stats": batch_stats}
+        variables = {"params": flat.unpack(params["encoder"]), "batch_stats": flat.unpack(batch_stats)}
         folded = encoders.fold(self.spec, variables, dtype=self.encoder.dtype, kernel_dtype=self.encoder_kernels,
                                remat=self.encoder.remat, outputs_first=self.platform == "gpu")
         return jax.tree_util.Partial(self._look, folded)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxcap import losses, optim, reward, rows
+from jaxcap import flat, losses, optim, reward, rows
 from jaxcap.captioner import Captioner
 from jaxcap.config import Phase
 from jaxcap.decoders.attention import doubly_stochastic
@@ -65,14 +65,18 @@ class Metrics(NamedTuple):
     tokens: Array
 
 
-def set_aside(state: TrainState, phase: Phase) -> tuple[TrainState, Callable[[TrainState], TrainState]]:
+def set_aside(state: TrainState, phase: Phase, captioner: Captioner) -> tuple[TrainState, Callable[[TrainState], TrainState]]:
     """What the steps of `phase` need of `state`, and a function that makes a whole state again of what they make of it.
 
     A frozen encoder stays behind with its statistics: these steps read features or are given `look`. Every array that only passes
-    through a dispatch costs the host microseconds, and an encoder has hundreds.
+    through a dispatch costs the host microseconds, and an encoder has hundreds. One that learns goes along, on NVIDIA cards packed
+    (`flat.py`).
     """
     if phase.train == "all":
-        return state, lambda part: part
+        if captioner.platform != "gpu":
+            return state, lambda part: part
+        pack = jax.jit(lambda state: flat.pack_like(state, state.params["encoder"], state.batch_stats))
+        return pack(state), jax.jit(flat.unpack_all)
     trainable, frozen = optim.split_params(state.params, phase)
 
     def whole(part: TrainState) -> TrainState:
@@ -130,7 +134,7 @@ def train_step(state: TrainState, batch: Batch, table: Array | None, look: Calla
                 outputs_TBW, *captioner.projection(params), targets_BT.T, phase.optim.label_smoothing)
         objective = objective / tokens + penalty
         if phase.optim.encoder_l2 and phase.train == "all":  # each device adds its share of the penalty
-            objective += phase.optim.encoder_l2 * optim.encoder_l2(params) / jax.lax.axis_size(AXIS)
+            objective += phase.optim.encoder_l2 * optim.encoder_l2(trainable) / jax.lax.axis_size(AXIS)
         return objective, (total, batch_stats)
 
     # The cast makes the parameters each device's own, so that the gradient is this device's share under shard_map (whose

@@ -134,7 +134,7 @@ def run_phase(session: Session, state: TrainState, number: int, total: int, posi
                      **({"reward": float(np.mean([m.reward for m in read]))} if phase.objective == "reward" else {}))
 
     done = reported = position["phase_step"]
-    part, whole = steps.set_aside(state, phase)
+    part, whole = steps.set_aside(state, phase, session.captioner)
     for item in iterator:
         part, metrics = step_fn(part, draw(part, devices.hand(Batch(**item))), fed.table, fed.look)
         devices.pace(metrics)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import workload
-from jaxcap import caption, evaluate, losses, optim, parallel, rows
+from jaxcap import caption, evaluate, flat, losses, optim, parallel, rows
 from jaxcap import step as steps
 from jaxcap.captioner import Captioner
 from jaxcap.config import Augment, Optim, Phase
@@ -329,3 +329,38 @@ def test_a_frozen_encoder_that_was_made_before_and_set_aside_gives_the_same_step
     losses_of = [float(step().loss) for step in (given, made)]
     assert losses_of[0] == pytest.approx(losses_of[1], rel=1e-6)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), given.params, made.params)
+
+
+@pytest.mark.parametrize("rule, mode", [("sgd", "pmap"), ("adamw", "shard_map")])
+def test_an_encoder_that_learns_packed_gives_the_same_step(rule, mode):
+    """As NVIDIA cards have it, beside the same program with the arrays as they are: clipping, decay of matrices alone, an own rate."""
+    of = workload.settings(tiny=True, parallel=mode, overrides=[
+        f"phases.1.optim.name={rule}", "phases.1.optim.clip_norm=0.1", "phases.1.optim.encoder_learning_rate_scale=0.5",
+        "phases.1.optim.weight_decay=0.1", "phases.1.optim.learning_rate=0.01"])
+    captioner, *variables = workload.model(of, platform="gpu")
+    packed, loose = (workload.Step(workload.KINDS["joint"], of, captioner, *variables, 8, devices=jax.devices()[:2]) for _ in range(2))
+    assert isinstance(packed._state.params["encoder"], flat.Flat) and isinstance(packed._state.batch_stats, flat.Flat)
+    assert len(jax.tree.leaves(packed._state.params["encoder"])) == 2
+    loose._state, loose._whole = packed._whole(packed._state), lambda state: state
+    for _ in range(3):
+        assert float(packed().loss) == pytest.approx(float(loose().loss), rel=1e-5)
+    states = [jax.device_get(step._whole(step._state)) for step in (packed, loose)]
+    before = {"params": variables[0], "batch_stats": variables[1]}
+    one, other = ({name: jax.tree.map(np.subtract, getattr(state, name), before[name]) for name in before} for state in states)
+    apart = jax.tree.map(lambda one, other: np.linalg.norm(one - other) / np.linalg.norm(other), one, other)  # not a number: unmoved
+    assert all(share < 1e-3 for share in jax.tree.leaves(apart))
+
+
+def test_what_is_packed_comes_back_as_it_was():
+    random = np.random.default_rng(0)
+    draw = functools.partial(random.standard_normal, dtype=np.float32)
+    tree = {"kernel": draw((3, 2, 4, 5)), "product": draw((4, 6)), "bias": draw(5), "none": {}}
+    there = flat.pack(tree)
+    assert there.matrices.shape == (1, 144) and there.vectors.shape == (5,)
+    np.testing.assert_array_equal(there.matrices[0, :24], tree["kernel"][..., 0].ravel())  # the first channel out
+    jax.tree.map(np.testing.assert_array_equal, flat.unpack(there), tree)
+    state = {"mean": {"encoder": tree, "decoder": tree["product"]}, "count": np.int32(3)}
+    packed = flat.pack_like(state, tree)
+    assert [leaf.ndim for leaf in jax.tree.leaves(packed)] == [0, 2, 2, 1]
+    jax.tree.map(np.testing.assert_array_equal, flat.unpack_all(packed), state)
+    assert flat.unpack(flat.pack({})) == {} and flat.unpack(tree) is tree

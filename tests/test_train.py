@@ -1,6 +1,7 @@
 """Training end to end on a handful of photos: one directory, resumption bit for bit, clear words when something is wrong."""
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcap import caption, checkpoints, config, evaluate, features, feed, journal, prepare, train
+from jaxcap import caption, captioner, checkpoints, config, evaluate, features, feed, journal, prepare, train
 from jaxcap import step as steps
 from jaxcap.data import records
 from jaxcap.errors import UserError
@@ -109,6 +110,20 @@ def test_stop_and_resume_is_bit_for_bit_the_run_that_never_stopped(data, finishe
     assert max(losses(directory)) in (6, 7, 8)
     assert train.main(["--resume", str(directory)]) == 0
     assert losses(directory) == losses(finished)
+
+
+def test_a_state_packed_as_nvidia_cards_have_it_trains_saves_resumes_and_draws(data, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(captioner, "build", functools.partial(captioner.build, platform="gpu"))
+    packed = tmp_path / "packed"
+    assert train.main([*settings(data), "--run-dir", str(packed)]) == 0
+    whole = losses(packed)
+    assert list(whole.values()) == pytest.approx(list(losses(finished).values()), rel=0.05)
+    shutil.rmtree(packed / "checkpoints" / "12")
+    assert train.main(["--resume", str(packed)]) == 0
+    assert losses(packed) == whole
+    rewarded = [f"start={packed}", "phases.0.objective=reward", "phases.0.steps=2", "phases.0.from_scratch=false"]
+    assert train.main([*settings(data, *rewarded), "--run-dir", str(tmp_path / "rewarded")]) == 0
+    assert len(losses(tmp_path / "rewarded")) == 2
 
 
 def test_several_steps_a_dispatch_stop_and_resume_alike(data, tmp_path, monkeypatch):
