@@ -172,7 +172,7 @@ def beam(step: Callable[[PyTree, Array], tuple[PyTree, Array]], start: PyTree, *
                 jnp.take_along_axis(words_BLO.reshape(batch, -1), picks_BL, axis=1))
 
     live = _Live(jnp.full((batch, G * L, T), PAD, jnp.int32),
-                 jnp.full((batch, G * L), NEVER, jnp.float32).at[:, ::L].set(0.0),
+                 jnp.broadcast_to(jnp.where(jnp.arange(G * L) % L == 0, 0.0, NEVER), (batch, G * L)).astype(jnp.float32),
                  jnp.full((batch, G * L), BOS, jnp.int32), jax.tree.map(lambda x: jnp.repeat(x, G * L, axis=0), start))
     never_BK = jnp.full((batch, beam), NEVER, jnp.float32)
     done = Captions(jnp.full((batch, beam, T), PAD, jnp.int32), never_BK, never_BK, jnp.zeros((batch, beam), bool))
