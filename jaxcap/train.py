@@ -135,6 +135,7 @@ def run_phase(session: Session, state: TrainState, number: int, total: int, posi
 
     done = reported = position["phase_step"]
     part, whole = steps.set_aside(state, phase, session.captioner)
+    del state  # where it was packed, what the optimizer keeps would be there twice
     for item in iterator:
         part, metrics = step_fn(part, draw(part, devices.hand(Batch(**item))), fed.table, fed.look)
         devices.pace(metrics)
