@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -124,16 +125,21 @@ def _alone(path: Path) -> Iterator[None]:
     if path.exists():
         yield
         return
-    with path.with_suffix(".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that computes {path.name}", file=sys.stderr)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            path.with_suffix(".lock").unlink(missing_ok=True)
+    place = path.with_suffix(".lock")
+    while True:
+        with place.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for another process that computes {path.name}", file=sys.stderr)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (place.exists() and os.path.samestat(os.fstat(lock.fileno()), place.stat())):
+                continue  # who held it took the file away: the next one may have locked another by now
+            try:
+                yield
+            finally:
+                place.unlink(missing_ok=True)
+            return
 
 
 def _compute(path: Path, split: Split, configuration, captioner, params, batch_stats, parallel, batch_size, views, stopped) -> None:
@@ -150,6 +156,12 @@ def _compute(path: Path, split: Split, configuration, captioner, params, batch_s
         raise UserError(f"features of {len(split):,} photos{f' in {views} views' if views > 1 else ''} need {needed >> 20:,} MiB in {path.parent}, "
                         f"where {free >> 20:,} MiB are free; free the disk{' or lower augment.views' if views > 1 else ''}")
     features_NPF = np.lib.format.open_memmap(partial, mode="r+" if done else "w+", dtype=one.dtype, shape=shape)
+    try:
+        _take_room(partial)
+    except OSError:
+        if not done:
+            partial.unlink()
+        raise
     features_NVPF = features_NPF.reshape(len(split), views, *one.shape[1:])
     params, batch_stats = parallel.replicate(({"encoder": params["encoder"]}, batch_stats))
 
@@ -178,6 +190,18 @@ def _compute(path: Path, split: Split, configuration, captioner, params, batch_s
                 write(*pending)
     os.replace(partial, path)
     count.unlink(missing_ok=True)
+
+
+def _take_room(path: Path) -> None:
+    """Has the disk keep all of the file's blocks: a memory map that finds none for a page is killed without a word (SIGBUS)."""
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # other errors: a file system that cannot
+                raise
 
 
 def statistics(features_NPF: np.ndarray, deviations: float, part: int = 256) -> dict[str, np.ndarray]:

@@ -56,8 +56,8 @@ def create(directory: Path, configuration: config.Config, vocabulary: vocab.Voca
     """Makes the run directory with its description. Raises `UserError` if it cannot be written."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / "config.json", config.to_dict(configuration))
         vocabulary.save(directory / "vocabulary.tsv")
+        write_json(directory / "config.json", config.to_dict(configuration))  # last: it is what makes the directory a run
     except OSError as error:
         raise UserError(f"the run directory {directory} cannot be written: {error.strerror or error}") from error
 

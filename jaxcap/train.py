@@ -41,7 +41,6 @@ def train(configuration: Config, directory: Path, *, resume: bool = False) -> in
     encoders.get(configuration.encoder.name)  # before a data set is drawn or opened
     train_split = records.open_split(configuration.data, configuration.data.train)
     val_split = records.open_split(configuration.data, configuration.data.val)
-    begun = runs.load(Path(configuration.start)) if configuration.start and not resume else None
     position = BEGINNING
     if resume:
         vocabulary = vocab.load(directory / "vocabulary.tsv")
@@ -49,9 +48,10 @@ def train(configuration: Config, directory: Path, *, resume: bool = False) -> in
         if keeper.steps():
             position = {**BEGINNING, **keeper.position(keeper.steps()[-1])}
             runs.check_words(directory, vocabulary, position, keeper.steps()[-1])
-    elif begun:
+    begun = runs.load(Path(configuration.start)) if configuration.start and position is BEGINNING else None
+    if begun and not resume:
         vocabulary = begun.vocab
-    else:
+    elif not resume:
         vocabulary = vocab.build((c for captions in train_split.captions for c in captions),
                                  **dataclasses.asdict(configuration.vocabulary))
     examples = pipeline.encode(train_split, vocabulary, configuration.data.max_words, configuration.data.captions_per_photo)

@@ -1,5 +1,6 @@
 """What a run keeps, caches, and how a command ends."""
 
+import errno
 import fcntl
 import functools
 import os
@@ -67,6 +68,10 @@ def split(tmp_path, monkeypatch):
     return records.open_split(config.Data(name="shapes", size=32, dir=str(tmp_path)), "train")
 
 
+def no_room(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_features_go_on_where_they_were_interrupted(split, monkeypatch):
     configuration = config.load(None, ["data.size=32", f"data.dir={split.path.parents[2]}"])
     model = captioner.build(configuration, 10)
@@ -86,6 +91,8 @@ def test_features_go_on_where_they_were_interrupted(split, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         take()
     assert features.find(split, configuration, params, batch_stats) is None
+    (partial,) = (split.path / "features").glob("*.partial")
+    assert partial.stat().st_blocks * 512 >= partial.stat().st_size  # none is to be looked for on a full disk
     found = np.array(take())
     assert seen == [0, 16, 16, 32]
     photos = jnp.asarray(split.images(range(40))) / 255
@@ -97,6 +104,9 @@ def test_features_go_on_where_they_were_interrupted(split, monkeypatch):
     usage = shutil.disk_usage(split.path)._replace(free=1000)
     with monkeypatch.context() as full, pytest.raises(errors.UserError, match="features of 40 photos need .* MiB are free"):
         full.setattr(features.shutil, "disk_usage", lambda path: usage)
+        features.cached(split, configuration, model, other, batch_stats, devices, batch_size=16)
+    with monkeypatch.context() as full, pytest.raises(errors.UserError, match="cannot be cached .*: No space left on device; free the disk"):
+        full.setattr(features.os, "posix_fallocate", no_room)
         features.cached(split, configuration, model, other, batch_stats, devices, batch_size=16)
     assert features.find(split, configuration, other, batch_stats) is None
 
@@ -117,12 +127,21 @@ def test_features_that_another_process_computes_are_waited_for(split, capsys):
         with path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             waiting = pool.submit(features.cached, split, configuration, model, params, batch_stats, parallel.Parallel(), batch_size=16)
-            said = ""
-            while "waiting for another process" not in said and not waiting.done():
-                said += capsys.readouterr().err
-                time.sleep(0.01)
-            assert not waiting.done() and not path.exists()
-            np.save(path, np.full((40, 1, 2), 7, np.float32))  # the other one is done
+
+            def hear():
+                said = ""
+                while "waiting for another process" not in said and not waiting.done():
+                    said += capsys.readouterr().err
+                    time.sleep(0.01)
+
+            hear()
+            path.with_suffix(".lock").unlink()  # the other one was stopped, and a third comes before this one
+            with path.with_suffix(".lock").open("w") as newer:
+                fcntl.flock(newer, fcntl.LOCK_EX)
+                lock.close()
+                hear()
+                assert not waiting.done() and not path.exists()
+                np.save(path, np.full((40, 1, 2), 7, np.float32))  # the third is done
         assert (waiting.result() == 7).all()
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 

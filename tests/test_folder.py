@@ -157,6 +157,14 @@ def test_an_ambiguous_or_wrong_path_is_no_photo(source, tmp_path):
         "elsewhere/er/cat.jpg: has captions but no photo")
 
 
+def test_photos_of_one_name_in_two_folders_have_ids_of_their_own(source, tmp_path):
+    add_photo(source / "other" / "cat.jpg")
+    images = [{"filename": name, "filepath": where, "split": "train", "sentences": [{"raw": "a cat"}]}
+              for where, name in (("deep/er", "cat.jpg"), ("other", "cat.jpg"), ("", "hund.jpg"))]
+    plan = folder.plan(source, written(tmp_path, "c.json", json.dumps({"images": images})), 0, 0)
+    assert [photo.image_id for photo in plan.splits["train"]] == ["deep/er/cat.jpg", "other/cat.jpg", "hund.jpg"]
+
+
 def test_what_has_no_partner_is_named(source, tmp_path):
     add_photo(source / "silent.jpg")
     (source / "notes.txt").write_text("no photo")

@@ -1,6 +1,7 @@
 """Training end to end on a handful of photos: one directory, resumption bit for bit, clear words when something is wrong."""
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcap import caption, captioner, checkpoints, config, evaluate, features, feed, journal, prepare, train
+from jaxcap import caption, captioner, checkpoints, config, evaluate, features, feed, journal, prepare, train, vocab
 from jaxcap import step as steps
 from jaxcap.data import records
 from jaxcap.errors import UserError
@@ -424,6 +425,27 @@ def test_a_stop_while_features_are_computed_keeps_them(data, tmp_path, monkeypat
     assert asked == [0, 8] and "stopped at step 0; continue with: python -m jaxcap.train --resume" in capsys.readouterr().err
     assert train.main(["--resume", str(run)]) == 0
     assert asked == [0, 8, 16, 24, 0] and sorted(losses(run)) == [1, 2, 3, 4]
+
+
+def test_a_run_that_goes_on_from_another_does_so_too_when_resumed_before_its_first_checkpoint(data, finished, tmp_path):
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    begun = settings(data, f"start={finished}", "phases.0.from_scratch=false", "phases.0.steps=2", "eval_during=false")
+    assert train.main([*begun, "--run-dir", str(whole)]) == 0
+    again.mkdir()
+    for name in ("config.json", "vocabulary.tsv"):  # all that there is before the first checkpoint
+        shutil.copy(whole / name, again)
+    assert train.main(["--resume", str(again)]) == 0
+    assert losses(again) == losses(whole) and losses(whole)[1] < losses(finished)[1]
+
+
+def test_what_makes_a_directory_a_run_is_written_last(data, tmp_path, monkeypatch):
+    def full(self, path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="run directory .* cannot be written: No space left"):
+        patched.setattr(vocab.Vocab, "save", full)
+        train.main([*settings(data), "--run-dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 @contextlib.contextmanager

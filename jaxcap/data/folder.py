@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from jaxcap.data import captions
@@ -22,7 +22,8 @@ def plan(source: Path, caption_file: Path, val_share: float = 0.05, test_share: 
     """The photos below `source` that `caption_file` (any format of `captions.read`) names, and their captions.
 
     Without splits in the file, a hash of each photo's path decides: the same photo always falls into the same split,
-    whatever else is there. Raises `UserError` if no photo and caption can be paired or the shares are impossible.
+    whatever else is there. A photo's id is the one in the file, else its name there; where another photo has it too, its path.
+    Raises `UserError` if no photo and caption can be paired or the shares are impossible.
     """
     require_directory(source)
     if not (0 <= val_share < 1 and 0 <= test_share < 1 and val_share + test_share < 1):
@@ -49,7 +50,9 @@ def plan(source: Path, caption_file: Path, val_share: float = 0.05, test_share: 
                         f"{problems[0]}; --source is {source}")
     problems += [f"{path}: has no captions" for path in files.paths if path not in named]
     splits = _assigned(paired, val_share, test_share)
-    return Plan({split: [Photo(entry.image_id or entry.name, entry.captions, File(source / path))
+    ids = {path: entry.image_id or entry.name for path, entry in paired.items()}
+    often = Counter(ids.values())
+    return Plan({split: [Photo(ids[path] if often[ids[path]] == 1 else path, entry.captions, File(source / path))
                          for path, entry in members.items()] for split, members in splits.items()}, tuple(problems))
 
 
