@@ -1,6 +1,6 @@
 """im2txt, 2016: Inception V3 and LSTM 512 on COCO, both phases, every setting as released (arXiv 1609.06647 and its code).
 
-    python -m jaxcap.prepare coco --source DIR --splits im2txt --size 346     (--download fetches COCO, about 19 GB)
+    python -m jaxcap.prepare coco --source DIR --splits im2txt --size 346     (--download fetches COCO, about 20 GB)
     python -m jaxcap.train configs/im2txt.py
 
 Published: BLEU-4 +2 over Inception V2; 0.7 s a step of 32 photos on a K20. im2txt's split is not Karpathy's, so scores do not
