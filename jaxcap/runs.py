@@ -8,10 +8,12 @@
     report.html      all of it to look at
 """
 
+import contextlib
+import fcntl
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,43 @@ class Run:
     def pack(self, items: Sequence[Any]) -> Any:
         """One item a member as the captioner takes them: a tuple for an ensemble, else the item itself."""
         return tuple(items) if self.joined else items[0]
+
+
+def new_directory(name: str) -> Path:
+    """Makes `runs/NAME`, or `runs/NAME-2` and so on where it is there, perhaps another process's of the same second."""
+    try:
+        for number in itertools.count(1):
+            directory = Path("runs", name if number == 1 else f"{name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                directory.mkdir(parents=True)
+                return directory
+    except OSError as error:
+        raise UserError(f"the run directory {directory} cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Keeps other trainings out of a run's directory, which is made, and taken away again if it stays empty.
+
+    Raises `UserError` if another process is training in it.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"the run directory {directory} cannot be written: {error.strerror or error}") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is training in {directory}; wait for it, or name another --run-dir") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+        with contextlib.suppress(OSError):
+            directory.rmdir()
 
 
 def create(directory: Path, configuration: config.Config, vocabulary: vocab.Vocab) -> None:

@@ -38,9 +38,7 @@ def train(configuration: Config, directory: Path, *, resume: bool = False) -> in
     devices = parallel.Parallel(configuration.parallel)
     own = parallel.Parallel(configuration.parallel, jax.local_devices()) if jax.process_count() > 1 else devices
     devices.check_batch(configuration.batch_size)
-    encoders.get(configuration.encoder.name)  # before a data set is drawn or opened
-    train_split = records.open_split(configuration.data, configuration.data.train)
-    val_split = records.open_split(configuration.data, configuration.data.val)
+    encoders.get(configuration.encoder.name)  # this and what follows before a data set is drawn or opened
     position = BEGINNING
     if resume:
         vocabulary = vocab.load(directory / "vocabulary.tsv")
@@ -49,6 +47,8 @@ def train(configuration: Config, directory: Path, *, resume: bool = False) -> in
             position = {**BEGINNING, **keeper.position(keeper.steps()[-1])}
             runs.check_words(directory, vocabulary, position, keeper.steps()[-1])
     begun = runs.load(Path(configuration.start)) if configuration.start and position is BEGINNING else None
+    train_split = records.open_split(configuration.data, configuration.data.train)
+    val_split = records.open_split(configuration.data, configuration.data.val)
     if begun and not resume:
         vocabulary = begun.vocab
     elif not resume:
@@ -238,8 +238,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.resume and arguments.run_dir and arguments.resume.absolute() != arguments.run_dir.absolute():
         raise UserError(f"--resume goes on in {arguments.resume}, so --run-dir {arguments.run_dir} has no meaning; leave one of them out")
     parallel.initialize()
-    directory = arguments.resume or arguments.run_dir or Path(
-        "runs", parallel.same(f"{configuration.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
+    directory = arguments.resume or arguments.run_dir or Path(parallel.same(
+        str(runs.new_directory(f"{configuration.name}-{time.strftime('%Y%m%d-%H%M%S')}")) if parallel.first() else ""))
     there = (directory / "config.json").exists()
     changed = configs.differences(runs.read_config(directory), configuration) if there else []
     begun = any(path.name.isdecimal() for path in directory.glob("checkpoints/*"))
@@ -249,7 +249,8 @@ def main(argv: list[str] | None = None) -> int:
     if changed and (begun or arguments.resume):  # without a checkpoint, what is changed may be what made it fail
         raise UserError(f"the run in {directory} was made with another config: {'; '.join(changed)}; "
                         "resume it without these changes, or name another --run-dir")
-    return train(configuration, directory, resume=there and not changed)
+    with runs.alone(directory) if parallel.first() else contextlib.nullcontext():
+        return train(configuration, directory, resume=there and not changed)
 
 
 if __name__ == "__main__":

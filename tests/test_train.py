@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcap import caption, captioner, checkpoints, config, evaluate, features, feed, journal, prepare, train, vocab
+from jaxcap import caption, captioner, checkpoints, config, evaluate, features, feed, journal, prepare, runs, train, vocab
 from jaxcap import step as steps
 from jaxcap.data import records
 from jaxcap.errors import UserError
@@ -436,6 +436,18 @@ def test_a_run_that_goes_on_from_another_does_so_too_when_resumed_before_its_fir
         shutil.copy(whole / name, again)
     assert train.main(["--resume", str(again)]) == 0
     assert losses(again) == losses(whole) and losses(whole)[1] < losses(finished)[1]
+
+
+def test_one_process_trains_in_a_directory_and_names_of_one_second_differ(data, finished, tmp_path, monkeypatch):
+    before = (finished / "metrics.jsonl").read_text()
+    with runs.alone(finished), pytest.raises(UserError, match="another process is training in .*whole; wait for it, or name another"):
+        train.main(["--resume", str(finished)])
+    assert (finished / "metrics.jsonl").read_text() == before
+    monkeypatch.chdir(tmp_path)
+    assert [str(runs.new_directory("tiny-1")) for _ in range(3)] == ["runs/tiny-1", "runs/tiny-1-2", "runs/tiny-1-3"]
+    with pytest.raises(UserError, match="is not a run directory"):  # said before any data is opened or drawn
+        train.main(["start=nowhere", "phases.0.from_scratch=true", "data.dir=drawn", "--run-dir", "again"])
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
 def test_what_makes_a_directory_a_run_is_written_last(data, tmp_path, monkeypatch):
