@@ -18,7 +18,7 @@ from benchmarks import timing
 from benchmarks.timing import short
 from jaxcap import captioner as captioners
 from jaxcap import config as configs
-from jaxcap import inference, optim, vocab
+from jaxcap import inference, optim, resident, vocab
 from jaxcap import step as steps
 from jaxcap.config import Config
 from jaxcap.data import augment
@@ -63,7 +63,7 @@ def train(config: Config, count: int, total: int, devices: Parallel) -> dict:
     step = devices.wrap(functools.partial(steps.train_step, captioner=captioner, phase=phase, optimizer=optimizer,
                                           augment=augment.augmentation(config.augment, SIZE)),
                         in_sharded=(False, True, False), donate=(0,))
-    table, random = devices.replicate(image_NHWC), np.random.default_rng(2)
+    table, random = devices.replicate(resident.table(image_NHWC, captioner.platform)), np.random.default_rng(2)
     for done in range(total):
         rows = random.integers(0, count, config.batch_size).astype(np.int32)
         state, metrics = step(state, devices.hand(Batch(tokens_BT1=tokens_NT1[rows], index_B=rows)), table)

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxcap import captioner as captioners
 from jaxcap import config as configs
-from jaxcap import optim
+from jaxcap import optim, resident
 from jaxcap import step as steps
 from jaxcap.captioner import Captioner
 from jaxcap.config import Config
@@ -119,7 +119,7 @@ class Step:
             random = np.random.default_rng(seed)
             rows = FEATURE_ROWS if kind.cached else 4 * batch
             table = features(random, rows, captioner.spec.features) if kind.cached else photos(random, rows, config.data.size)
-            self._table = self.devices.replicate(table)
+            self._table = self.devices.replicate(resident.table(table, captioner.platform))
             self._batches = _batches(random, of, batch, rows, kind)
         size = configs.encoder_size(config)
         params, batch_stats = self.devices.replicate((params, batch_stats))

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxcap import config as configs
-from jaxcap import features, parallel, reward
+from jaxcap import features, parallel, resident, reward
 from jaxcap import step as steps
 from jaxcap.config import Config
 from jaxcap.data import pipeline
@@ -29,7 +29,7 @@ class Feed(NamedTuple):
 
     kind: str
     fetch: Callable[[np.ndarray], np.ndarray]
-    table: jax.Array | None
+    table: resident.Table | None
     look: Callable[[jax.Array], jax.Array] | None
     views: int
     val_features: np.ndarray | None
@@ -58,10 +58,10 @@ def prepare(session: Session, state: TrainState, phase: configs.Phase) -> Feed:
         kind, fetch, size = "image_BHWC", split.images, len(split) * config.data.size**2 * 3
         if phase.train == "decoder":
             look = devices.replicate(jax.jit(session.captioner.frozen_encode)(state.params, state.batch_stats))
-    resident, table = config.data.resident, None
-    if resident == "yes" or (resident == "auto" and size <= config.data.resident_gib * 2**30):
+    where, table = config.data.resident, None
+    if where == "yes" or (where == "auto" and size <= config.data.resident_gib * 2**30):
         whole = split.images(range(len(split))) if array is None else np.asarray(array)
-        kind, fetch, table = "index_B", np.asarray, devices.replicate(whole)
+        kind, fetch, table = "index_B", np.asarray, devices.replicate(resident.table(whole, session.captioner.platform))
     return Feed(kind, fetch, table, look, views, val_features, statistics)
 
 

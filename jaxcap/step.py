@@ -16,6 +16,7 @@ from jaxcap import flat, losses, optim, reward, rows
 from jaxcap.captioner import Captioner
 from jaxcap.config import Phase
 from jaxcap.decoders.attention import doubly_stochastic
+from jaxcap.resident import Table
 
 AXIS = "data"
 PyTree = Any
@@ -37,7 +38,7 @@ class Batch(NamedTuple):
     tokens_BT1: int32 [B, T + 1], BOS … EOS and PAD; the model reads all but the last and is asked for all but the first.
     There may be several captions a photo, side by side.
     image_BHWC: uint8 photos at the stored size. features_BPF: features computed before.
-    index_B: rows of the resident table that the step is given: photos [N, H, W, C] or features [N, P, F].
+    index_B: rows of the resident table that the step is given, photos or features.
     photo_B: the photos' numbers in the split, which self-critical training finds their references by.
     reward_B, baseline_B: of captions that were drawn (`draw_step`): how good each is, and how good it had to be.
     """
@@ -85,7 +86,7 @@ def set_aside(state: TrainState, phase: Phase, captioner: Captioner) -> tuple[Tr
     return state._replace(params=trainable, batch_stats={}), whole
 
 
-def train_step(state: TrainState, batch: Batch, table: Array | None, look: Callable[[Array], Array] | None = None, *,
+def train_step(state: TrainState, batch: Batch, table: Table | None, look: Callable[[Array], Array] | None = None, *,
                captioner: Captioner, phase: Phase, optimizer: optax.GradientTransformation,
                augment: Callable[[Array, Array], Array],
                own: Callable[[Array], Array] | None = None) -> tuple[TrainState, Metrics]:
@@ -168,7 +169,7 @@ def reads_few_words(captioner: Captioner, phase: Phase, words: int) -> bool:
     return phase.objective == "captions" and phase.optim.name == "sgd" and not decoder.tied and rows.pay(words, decoder.vocabulary)
 
 
-def train_steps(state: TrainState, batches: Batch, table: Array | None, look: Callable[[Array], Array] | None = None,
+def train_steps(state: TrainState, batches: Batch, table: Table | None, look: Callable[[Array], Array] | None = None,
                 **settings) -> tuple[TrainState, Metrics]:
     """`train_step` on one batch after another in one dispatch. Arrays of `batches` are [B, K, …], metrics are [K].
 
@@ -182,7 +183,7 @@ def train_steps(state: TrainState, batches: Batch, table: Array | None, look: Ca
     return jax.lax.scan(lambda state, batch: step(state, batch, table, look), state, batches)
 
 
-def draw_step(state: TrainState, batch: Batch, table: Array | None, references: reward.References,
+def draw_step(state: TrainState, batch: Batch, table: Table | None, references: reward.References,
               look: Callable[[Array], Array] | None = None, *, captioner: Captioner, phase: Phase, max_words: int,
               augment: Callable[[Array, Array], Array]) -> Batch:
     """The batch that self-critical training learns from: captions drawn for its photos, and what they earned.
@@ -200,7 +201,7 @@ def draw_step(state: TrainState, batch: Batch, table: Array | None, references: 
     return batch._replace(tokens_BT1=tokens_BT1, reward_B=reward_B, baseline_B=baseline_B)
 
 
-def eval_step(params: PyTree, batch_stats: PyTree, batch: Batch, table: Array | None, *, captioner: Captioner,
+def eval_step(params: PyTree, batch_stats: PyTree, batch: Batch, table: Table | None, *, captioner: Captioner,
               crop: Callable[[Array], Array]) -> tuple[Array, Array]:
     """Summed cross-entropy in nats and number of tokens over all devices; perplexity is exp of their ratio."""
     seen = _look(batch, table)
@@ -235,7 +236,7 @@ def _with_words(params: PyTree, words: Array | None) -> PyTree:
     return {**params, "decoder": {**params["decoder"], "word_embedding": words}}
 
 
-def _look(batch: Batch, table: Array | None) -> Array:
+def _look(batch: Batch, table: Table | None) -> Array:
     if batch.index_B is not None:
         return table[batch.index_B]
     return batch.image_BHWC if batch.image_BHWC is not None else batch.features_BPF

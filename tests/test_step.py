@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import workload
-from jaxcap import caption, evaluate, flat, losses, optim, parallel, rows
+from jaxcap import caption, evaluate, flat, losses, optim, parallel, resident, rows
 from jaxcap import step as steps
 from jaxcap.captioner import Captioner
 from jaxcap.config import Augment, Optim, Phase
@@ -228,15 +228,27 @@ def test_one_compilation_per_shape():
     assert function._cache_size() - before == 2
 
 
-def test_resident_rows_equal_the_photos_themselves():
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_resident_rows_equal_the_photos_themselves(platform):
     batch = batch_of()
     devices, optimizer, function = compiled("shard_map", 8, FROZEN)
     state = devices.replicate(start(FROZEN, optimizer))
-    table = devices.replicate(np.asarray(batch.image_BHWC)[::-1].copy())
+    table = devices.replicate(resident.table(np.asarray(batch.image_BHWC)[::-1].copy(), platform))
+    assert table.tiled == (platform == "tpu")
     rows = Batch(batch.tokens_BT1, index_B=np.arange(16, dtype=np.int32)[::-1].copy())
     one, _ = function(state, devices.shard(batch), None)
     other, _ = function(state, devices.shard(rows), table)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), one.params, other.params)
+
+
+@pytest.mark.parametrize("shape", [(7, 10, 9, 3), (7, 1, 5), (7, 4, 5)])
+def test_a_resident_table_gives_back_the_rows_it_was_made_of(shape):
+    array_N, index_B = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8), np.array([3, 0, 3, 6])
+    for platform in ("cpu", "gpu", "tpu"):
+        made = resident.table(array_N, platform)
+        np.testing.assert_array_equal(jax.jit(lambda table, index_B: table[index_B])(made, index_B), array_N[index_B])
+        tiles = [rest % tile for rest, tile in zip(made.rows.shape[1:], resident.TPU_TILE)]
+        assert (made.tiled and tiles == [0, 0]) == (platform == "tpu" and len(shape) == 4)
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused():

@@ -42,7 +42,7 @@ class Served(workload.Step):
     def inputs(self) -> dict[str, np.ndarray]:
         """table: photos [N, H, W, C] or features [N, 1, F]; tokens_NBT1 and index_NB of every batch that it goes round in."""
         batches = [next(self._batches) for _ in range(BATCHES)]  # once round: the next is the first again
-        return {"table": np.asarray(self._table), "tokens_NBT1": np.stack([b.tokens_BT1 for b in batches]),
+        return {"table": np.asarray(self._table[jnp.arange(len(self._table.rows))]), "tokens_NBT1": np.stack([b.tokens_BT1 for b in batches]),
                 "index_NB": np.stack([b.index_B for b in batches])}
 
 
