@@ -15,6 +15,7 @@ _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "afte
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<shape>\(.*?\)|\S+) (?P<operation>[\w\-]+)\((?P<operands>[^)]*)\)(?P<rest>.*)")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 _HEADING = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) .*-> .*\{$")
+_TARGET = r'custom_call_target="([^"]*)"'
 _CALLED = re.compile(r"(?:calls|to_apply|body)=%?([\w.\-]+)")
 
 
@@ -146,7 +147,7 @@ def _needed(inside: dict) -> dict[str, float]:
 
 def _kind(instruction: _Instruction, body: list[_Instruction]) -> str:
     operations = {each.operation for each in body}
-    target = instruction.attribute(r'custom_call_target="([^"]*)"') or ""
+    target = instruction.attribute(_TARGET) or ""
     if "convolution" in operations or target.startswith("__cudnn$conv"):
         return "convolution"
     if "dot" in operations or target.startswith(("__cublas", "__onednn$matmul", "__triton")):
@@ -164,14 +165,14 @@ def _flop(instruction: _Instruction, known: dict) -> int:
     if len(factors) < 2:
         return 0
     (_, out), (_, left), (_, right) = (each.arrays[0] if each.arrays else ("", ()) for each in (instruction, *factors[:2]))
-    if instruction.operation == "dot":
-        axes = instruction.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or ""
-        return 2 * math.prod(out) * math.prod(left[int(axis)] for axis in axes.split(",") if axis)
+    target = instruction.attribute(_TARGET) or ""
+    if instruction.operation == "dot" or target.startswith("__cublas"):
+        axes = instruction.attribute(r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)') or ""
+        return 2 * math.prod(out) * math.prod(left[int(axis)] for axis in re.findall(r"\d+", axes))
     labels = instruction.attribute(r"dim_labels=\w+_(\w+)->")
     if not labels:
         return 0
-    target = instruction.attribute(r'custom_call_target="__cudnn\$conv(\w+)"') or ""
-    shown, kernel = {"BackwardFilter": (right, out), "BackwardInput": (left, right)}.get(target, (out, right))
+    shown, kernel = {"__cudnn$convBackwardFilter": (right, out), "__cudnn$convBackwardInput": (left, right)}.get(target, (out, right))
     return 2 * math.prod(shown) * math.prod(kernel) // kernel[labels.index("o")]
 
 

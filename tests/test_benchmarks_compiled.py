@@ -103,6 +103,27 @@ def test_a_program_s_kernels_are_counted_with_what_they_move_and_compute():
     assert all(kernel.cycles is None for kernel in kernels.values())
 
 
+# As XLA hands products to cuBLAS: one by itself, and three of a batch with a workspace beside their result.
+CUBLAS = '''\
+HloModule jit_step, is_scheduled=true
+
+ENTRY %main (x: bf16[4,8], kernel: bf16[16,8], stack: f8e4m3fn[3,8,4], stacked: f8e4m3fn[3,8,16]) -> f32[3,4,16] {
+  %x = bf16[4,8]{1,0} parameter(0)
+  %kernel = bf16[16,8]{1,0} parameter(1)
+  %stack = f8e4m3fn[3,8,4]{2,1,0} parameter(2)
+  %stacked = f8e4m3fn[3,8,16]{2,1,0} parameter(3)
+  %gemm = bf16[4,16]{1,0} custom-call(%x, %kernel), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"alpha_real":1,"beta":0,"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["1"],"lhs_batch_dimensions":[],"rhs_batch_dimensions":[]},"epilogue":"DEFAULT"}}
+  %matmul = (f32[3,4,16]{2,1,0}, s8[4194304]{0}) custom-call(%stack, %stacked), custom_call_target="__cublas$lt$matmul$f8", backend_config={"gemm_backend_config":{"alpha_real":1,"beta":0,"dot_dimension_numbers":{"lhs_batch_dimensions":["0"],"lhs_contracting_dimensions":["1"],"rhs_batch_dimensions":["0"],"rhs_contracting_dimensions":["1"]},"epilogue":"DEFAULT"}}
+  ROOT %result = f32[3,4,16]{2,1,0} get-tuple-element(%matmul), index=0
+}
+'''
+
+
+def test_products_that_cublas_takes_are_counted():
+    assert {kernel.name: (kernel.kind, kernel.flop) for kernel in Program(CUBLAS).kernels} == {
+        "gemm": ("product", 2 * 4 * 8 * 16), "matmul": ("product", 2 * 3 * 4 * 8 * 16)}
+
+
 def test_where_xla_does_not_say_how_often_a_loop_turns_its_condition_does():
     silent = GPU.replace(', backend_config={"known_trip_count":{"n":"3"}}', "")
     assert silent != GPU
