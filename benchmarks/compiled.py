@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """The benchmark with its options; its exit status."""
-    old = timing.read_result(arguments.compare, "compiled", {"device"}) if arguments.compare else None
+    old = timing.read_result(arguments.compare, "compiled") if arguments.compare else None
     if old and old["device"]["name"] != arguments.device:
         raise UserError(f"--compare {arguments.compare} was compiled for {old['device']['name']}, not for {arguments.device}")
     timing.initialize()
@@ -151,11 +151,11 @@ def run(arguments: argparse.Namespace) -> int:
     print("\n" + timing.table(rows(file.result["results"])))
     for result in file.result["results"] if arguments.largest else ():
         print(f"\n{result['kind']}, batch {result['batch']}\n{largest(result, arguments.largest)}")
-    if old is not None:
-        print("\n" + comparison(old, file.result))
     for result in file.result["results"]:
         result["largest"] = result["largest"][:SHOWN]
     file.save(rows(file.result["results"]), finished=True)
+    if old is not None:
+        print("\n" + comparison(old, file.result))
     return 0
 
 

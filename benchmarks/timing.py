@@ -171,6 +171,12 @@ def amount(text: str) -> float:
     return number
 
 
+# Of a result file, of its machine, and of the settings of steps: what whoever reads it relies on.
+_WRITTEN = {"title", "machine", "ok", "results", "table"}
+_MACHINE = {"platform", "device", "devices", "cores", "load", "jax", "date", "commit"}
+_SETTINGS = {"config", "vocabulary", "tokens", "tiny"}
+
+
 class ResultFile:
     """A benchmark's JSON file: `PATH.partial` while it runs, so that a run that is cut short leaves what it has.
 
@@ -196,16 +202,22 @@ class ResultFile:
             raise UserError(f"--json {self.path} cannot be written: {error.strerror or error}") from error
 
 
-def read_result(path: Path, benchmark: str, parts: set[str]) -> dict:
-    """What `benchmarks.BENCHMARK --json` wrote: its results and, beside them, such parts. Raises `UserError` where it did not."""
+def read_result(path: Path, benchmark: str = "") -> dict:
+    """What a benchmark wrote with --json or, named, `benchmarks.BENCHMARK`, whose title begins with its name and which times or
+    compiles steps of some settings. Raises `UserError` where it did not."""
     try:
         result = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(result, dict) or not {"results", *parts} <= set(result):
-        raise UserError(f"{path} was not written by benchmarks.{benchmark} --json")
+    try:
+        written = (_WRITTEN <= set(result) and _MACHINE <= set(result["machine"]) and result["title"].startswith(benchmark and f"{benchmark} ")
+                   and (not benchmark or _SETTINGS <= set(result["settings"])))
+    except (AttributeError, KeyError, TypeError):
+        written = False
+    if not written:
+        raise UserError(f"{path} was not written by {f'benchmarks.{benchmark}' if benchmark else 'a benchmark'} --json")
     return result
 
 

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import (convolutions, correctness, encode, real_input, step_report, step_time, timing, top_ops, variants,
+from benchmarks import (compiled, convolutions, correctness, encode, projection, real_input, step_report, step_time, timing, top_ops, variants,
                         workload)
+from benchmarks import input as inputs
 from benchmarks.workload import KINDS
 from jaxcap import captioner as captioners
 from jaxcap import encoders
@@ -256,12 +257,31 @@ def test_compare(measured, tmp_path):
     old["machine"]["device"] = "another card"
     text = step_time.comparison(old, new)
     assert "+99900.0 %" in text and "within" not in text and "device differs: another card" in text
-    path = tmp_path / "notes.json"
-    path.write_text('{"a": 1}')
-    with pytest.raises(UserError, match="was not written by benchmarks.step_time"):
-        step_time.main(["--compare", str(path)])
     with pytest.raises(UserError, match="--batch=12 cannot be divided by the 8 devices"):
         step_time.main(["--batch", "12"])
+
+
+@pytest.mark.parametrize("changes", [{"title": "peers torch float32"}, {"title": None}, {"machine": {}}, {"settings": {"config": {}}},
+                                     {"settings": None}])
+def test_what_another_benchmark_wrote_is_refused_before_anything_is_measured(measured, tmp_path, changes):
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps(json.loads(measured.read_text("utf-8")) | changes), "utf-8")
+    for main, arguments in ((step_time.main, ["--tiny", "--compare", str(path)]), (inputs.main, ["--tiny", "--steps", str(path)]),
+                            (projection.main, [str(path)])):
+        with pytest.raises(UserError, match="other.json was not written by benchmarks.step_time --json"):
+            main(arguments)
+    with pytest.raises(UserError, match="other.json was not written by benchmarks.compiled --json"):
+        compiled.main(["--device", "cpu", "--tiny", "--compare", str(path)])
+
+
+@pytest.mark.parametrize(("module", "options"), [(step_time, []), (compiled, ["--device", "cpu"])], ids=["step_time", "compiled"])
+def test_a_comparison_that_fails_leaves_what_was_measured(tmp_path, monkeypatch, module, options):
+    monkeypatch.setattr(timing, "read_result", lambda *_: {"results": [], "device": {"name": "cpu"}})
+    monkeypatch.setattr(module, "comparison", lambda *_: 1 / 0)
+    path = tmp_path / "new.json"
+    with pytest.raises(ZeroDivisionError):
+        module.main(["--tiny", "--kinds", "cached", *options, "--json", str(path), "--compare", "old.json"])
+    assert json.loads(path.read_text("utf-8"))["results"]
 
 
 def test_pmap_runs_the_same_step(measured, tmp_path):

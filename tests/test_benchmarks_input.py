@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import feed, workload
+from benchmarks import feed, timing, workload
 from benchmarks import input as inputs
 from benchmarks.feed import Rate
 from jaxcap import config as configs
@@ -100,10 +100,12 @@ def test_a_tiny_run(tmp_path, capsys):
 
 def test_a_machine_without_grain_still_times_its_device(tmp_path, monkeypatch, capsys):
     steps = tmp_path / "steps.json"
-    steps.write_text(json.dumps({"title": "step_time float32", "settings": {}, "machine": {"device": "a card", "devices": 1},
-                                 "results": [
+    file = timing.ResultFile(steps, "step_time float32")
+    file.result |= {"settings": dict.fromkeys(("config", "vocabulary", "tokens", "tiny")), "results": [
         {"kind": "frozen", "batch": 8, "ms": {"median": 1e-6}}, {"kind": "eval", "batch": 8, "ms": {"median": 1.0}},
-        {"kind": "joint", "batch": 32, "ms": {"median": 1.0}}]}), "utf-8")
+        {"kind": "joint", "batch": 32, "ms": {"median": 1.0}}]}
+    file.result["machine"] |= {"device": "a card", "devices": 1}
+    file.save([["step"]], finished=True)
     monkeypatch.setitem(sys.modules, "grain", None)
     path = tmp_path / "input.json"
     assert inputs.main(["--tiny", "--steps", str(steps), "--json", str(path)]) == 0
