@@ -8,8 +8,8 @@
 # compiling. Every part has a time limit of its own; one that fails or runs out of time does not stop the others, but the exit
 # status is 1, and what it had measured is in its .partial file. What no time was left for is named at the end.
 #
-#     OUT=out               where results go (at most 10 small files; what was said and the trace are in rest.tar.gz); a part that
-#                           has succeeded is not run again
+#     OUT=out               where results go (at most 7 small files, 12 after a second call; what was said and the trace are in
+#                           rest.tar.gz); a part that has succeeded is not run again
 #     FORCE=1               run it again all the same
 #     LIMIT_S=530           seconds for all parts together
 #     PARTS="decode ..."    only these parts
@@ -39,10 +39,22 @@ if [[ -n ${TINY:-} ]]; then
   patience=10 # for a machine that is busy with other things
   export JAX_DISABLE_MOST_OPTIMIZATIONS=1 JAX_PLATFORMS=cpu
 fi
-case ${PARTS:-} in
+read -rd '' -a words <<< "${PARTS:-}"
+PARTS="${words[*]}"
+case $PARTS in
   "") PARTS=$FIRST ;;
   second) PARTS=$SECOND ;;
 esac
+for word in "${words[@]}"; do
+  if [[ $PARTS != "$SECOND" && " $FIRST $SECOND " != *" $word "* ]]; then
+    echo "error: PARTS has no \"$word\": name some of $FIRST $SECOND, with spaces between, or second alone" >&2
+    exit 2
+  fi
+done
+if [[ ! $LIMIT_S =~ ^[1-9][0-9]*$ ]]; then
+  echo "error: LIMIT_S must be a whole number of seconds above 0, not \"$LIMIT_S\"" >&2
+  exit 2
+fi
 if [[ -z ${PYTHON:-} ]]; then
   PYTHON=python3
   [[ -x .venv/bin/python ]] && PYTHON=.venv/bin/python

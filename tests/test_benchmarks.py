@@ -426,9 +426,19 @@ def test_on_gpu_script_goes_on_after_a_failure(tmp_path):
 
 
 def test_on_gpu_script_names_what_no_time_was_left_for(tmp_path):
-    done = on_gpu(tmp_path, LIMIT_S="1", PARTS="training profile")
+    done = on_gpu(tmp_path, LIMIT_S="1", PARTS="  training\tprofile\n")
     assert done.returncode == 1 and not list(tmp_path.glob("*.json"))
     assert 'no time was left for these: PARTS="training profile" takes them up' in done.stdout
+
+
+@pytest.mark.parametrize(("environment", "sentence"), [
+    ({"PARTS": "stepz"}, 'PARTS has no "stepz": name some of steps peers'), ({"PARTS": "Second"}, 'PARTS has no "Second"'),
+    ({"PARTS": "decode second"}, 'PARTS has no "second"'), ({"PARTS": "decode,steps"}, 'PARTS has no "decode,steps"'),
+    ({"LIMIT_S": "abc"}, 'LIMIT_S must be a whole number of seconds above 0, not "abc"'), ({"LIMIT_S": "08"}, "LIMIT_S must be")])
+def test_on_gpu_script_refuses_what_it_does_not_know(tmp_path, environment, sentence):
+    done = on_gpu(tmp_path / "out", PYTHON="false", **environment)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {sentence}") and done.stderr.count("\n") == 1
+    assert not done.stdout and not (tmp_path / "out").exists()
 
 
 def test_convolutions_are_those_of_the_network(tmp_path, capsys):
