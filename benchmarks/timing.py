@@ -213,11 +213,12 @@ def read_result(path: Path, benchmark: str = "") -> dict:
         raise UserError(f"{path} is not valid JSON: {error}") from error
     try:
         written = (_WRITTEN <= set(result) and _MACHINE <= set(result["machine"]) and result["title"].startswith(benchmark and f"{benchmark} ")
-                   and (not benchmark or _SETTINGS <= set(result["settings"])))
+                   and len({len(row) for row in result["table"]}) == 1 and (not benchmark or _SETTINGS <= set(result["settings"])))
     except (AttributeError, KeyError, TypeError):
         written = False
     if not written:
-        raise UserError(f"{path} was not written by {f'benchmarks.{benchmark}' if benchmark else 'a benchmark'} --json")
+        writer = f"benchmarks.{benchmark}" if benchmark else "a benchmark's"
+        raise UserError(f"{path} was not written by {writer} --json")
     return result
 
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import (compiled, convolutions, correctness, encode, projection, real_input, step_report, step_time, timing, top_ops, variants,
-                        workload)
+from benchmarks import (compiled, convolutions, correctness, encode, projection, real_input, step_report, step_time, summary, timing,
+                        top_ops, variants, workload)
 from benchmarks import input as inputs
 from benchmarks.workload import KINDS
 from jaxcap import captioner as captioners
@@ -338,6 +338,28 @@ def test_a_result_file_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--json .*a.json cannot be written"):
         timing.ResultFile(tmp_path / "file" / "a.json", "x").save([["a"]])
+
+
+def test_the_summary_goes_on_after_a_file_that_it_cannot_read(measured, tmp_path, capsys):
+    written = measured.read_text("utf-8")
+    for name, text in {"b.json": written, "a.json": written[:100], "c.json": "[]", "d.json.partial": written}.items():
+        (tmp_path / name).write_text(text, "utf-8")
+    (tmp_path / "e.json").write_text(json.dumps(json.loads(written) | {"table": []}), "utf-8")
+    assert summary.main([str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert said.out.count("step_time float32: ok") == 1 and said.out.count("step_time float32: cut short") == 1
+    assert re.findall(r"(\w\.json) (is not valid JSON|was not written by a benchmark's --json)", said.err) == [
+        ("a.json", "is not valid JSON"), *((f"{name}.json", "was not written by a benchmark's --json") for name in "ce")]
+
+
+def test_the_summary_needs_a_directory(tmp_path, capsys):
+    assert summary.main([str(tmp_path)]) == 0 and "no results in" in capsys.readouterr().out
+    with pytest.raises(UserError, match="nowhere is not a directory; name the one"):
+        summary.main([str(tmp_path / "nowhere")])
+    for arguments, status in ((["--help"], 0), ([], 2)):
+        with pytest.raises(SystemExit) as ended:
+            summary.main(arguments)
+        assert ended.value.code == status
 
 
 def test_peaks():
