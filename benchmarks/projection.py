@@ -3,13 +3,14 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import scaling, step_time, timing
+from benchmarks import scaling, step_time, timing, workload
 from benchmarks.step_time import THEN_S
 from benchmarks.timing import short
 from benchmarks.workload import FROZEN, JOINT, Settings
@@ -63,6 +64,10 @@ class Ring:
         latency_us = (steps - outside) * self.inside.hop_us + outside * self.between.hop_us
         return steps / devices * size / (slowest * 1e9) + latency_us / 1e6
 
+    def exchange_s(self, summed: int, gathered: int, devices: int) -> float:
+        """Seconds to sum `summed` bytes and then, where there are any, to gather `gathered`, the second half of what a sum takes."""
+        return self.all_reduce_s(summed, devices) + (self.all_reduce_s(gathered, devices) / 2 if gathered else 0)
+
 
 def step_ms(measured: Mapping[int, float], batch: float) -> tuple[float, bool]:
     """Milliseconds of a step of `batch` photos on one device, and whether that is only an upper bound.
@@ -92,17 +97,18 @@ def duration(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The phases of a training: how many steps of which kind, of how many photos, and what each has to sum over devices."""
+    """The phases of a training: how many steps of which kind, of how many photos. exchanged: (kind, photos over all devices) → the
+    bytes that a step sums over devices and those that it gathers."""
 
     steps: dict[str, int]
     batch: int
-    summed_bytes: dict[str, int]
+    exchanged: Callable[[str, int], tuple[int, int]]
 
 
 def schedule(of: Settings) -> Schedule:
     """That of a config with im2txt's two phases."""
     return Schedule({kind: of.config.phases[number].steps for kind, number in PHASES.items()}, of.config.batch_size,
-                    {kind: scaling.summed_bytes(of, kind) for kind in PHASES})
+                    functools.partial(scaling.expected_bytes, of))
 
 
 def on_one(measured: Mapping[str, Mapping[int, float]], plan: Schedule) -> list[dict]:
@@ -132,10 +138,11 @@ def simulate(measured: Mapping[str, Mapping[int, float]], plan: Schedule, device
     phases = {}
     for kind, steps in plan.steps.items():
         compute_ms, bound = step_ms(measured[kind], share)
-        exchange_ms = 1000 * ring.all_reduce_s(plan.summed_bytes[kind], devices) if devices > 1 else 0.0
+        summed, gathered = plan.exchanged(kind, batch)
+        exchange_ms = 1000 * ring.exchange_s(summed, gathered, devices) if devices > 1 else 0.0
         count = math.ceil(steps * plan.batch / batch)
         phases[kind] = {"steps": count, "compute_ms": compute_ms, "upper_bound": bound, "exchange_ms": exchange_ms,
-                        "seconds": count * (compute_ms + exchange_ms) / 1000}
+                        "summed_bytes": summed, "gathered_bytes": gathered, "seconds": count * (compute_ms + exchange_ms) / 1000}
     return result | {"phases": phases, "total_s": sum(phase["seconds"] for phase in phases.values())}
 
 
@@ -178,7 +185,7 @@ def newest(directory: Path) -> Path:
 def read(path: Path) -> tuple[dict, Settings, dict[str, dict[int, float]]]:
     """A file of `benchmarks.step_time`: all of it, its settings, and kind → batch → ms.
 
-    Raises `UserError` where a kind of step at the schedule's batch is missing.
+    Raises `UserError` where the steps are not im2txt's, or a kind of step at the schedule's batch is missing.
     """
     result = step_time.read(path)
     try:
@@ -188,11 +195,22 @@ def read(path: Path) -> tuple[dict, Settings, dict[str, dict[int, float]]]:
                     for kind in PHASES}
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} was not written by benchmarks.step_time --json ({error})") from error
+    if changed := not_im2txt(of):
+        raise UserError(f"{path} has steps that are not im2txt's, whose schedule is projected ({'; '.join(changed)}): measure without "
+                        "--tiny and without settings of your own")
     for kind, times in measured.items():
         if of.config.batch_size not in times:
             raise UserError(f"{path} has no {kind} step of {of.config.batch_size} photos; measure it with: python -m "
                             f"benchmarks.step_time --kinds {' '.join(PHASES)} --batch {of.config.batch_size} --json FILE")
     return result, of, measured
+
+
+def not_im2txt(of: Settings) -> list[str]:
+    """The settings in which steps are not those of configs/im2txt.py, a line each; their dtype and parallel mode may be any."""
+    page = workload.settings(dtype=of.config.encoder.dtype, parallel=of.config.parallel)
+    config = configs.change(page.config, {"encoder.weights": of.config.encoder.weights})  # they are random all the same
+    sizes = {"vocabulary": (page.vocabulary, of.vocabulary), "tokens": (page.tokens, of.tokens)}
+    return configs.differences(config, of.config) + [f"{key}: {a} → {b}" for key, (a, b) in sizes.items() if a != b]
 
 
 def link(name: str, arguments: argparse.Namespace) -> Link:
@@ -209,8 +227,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                     "(1,000,000 steps with a frozen encoder, 2,000,000 of everything, of 32 photos), beside 2016: the published\n"
                     "seconds a step times the same steps, which is arithmetic and not a published total.\n\n"
                     "Then it simulates many such devices: measured compute for what a device gets of the batch, and a ring\n"
-                    "all-reduce of the bytes that a step sums, as benchmarks.scaling counts them in the program. Once with\n"
-                    "the batch kept (the same training) and once with it growing (fewer steps: another training).",
+                    "all-reduce of the bytes that a step sums (and a gathering of the rows of few words), as benchmarks.scaling\n"
+                    "counts them in the program. Once with the batch kept (the same training) and once with it growing (fewer\n"
+                    "steps: another training).",
         epilog=f"links, one direction, and latency a hop:\n{table}\n\n"
                "examples:\n"
                "  python -m benchmarks.projection\n"
@@ -255,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ring = Ring(link(arguments.inside, arguments), link(arguments.between, arguments), arguments.together)
     sizes = arguments.per_device or sorted(set(measured["frozen"]) & set(measured["joint"]))
     found = [simulate(measured, plan, devices, ring, size) for size in (None, *sizes) for devices in arguments.devices]
-    file.result |= {"ring": dataclasses.asdict(ring), "summed_bytes": plan.summed_bytes}
+    file.result["ring"] = dataclasses.asdict(ring)
     file.result["results"] += found
     print(f"\nSIMULATED, not measured: many of {about['device']}\n{timing.table(rows_of_many(found, alone[0]['total_s']))}\n"
           + "\n".join(assumptions(found, plan, ring, measured)))
@@ -265,10 +284,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def assumptions(found: list[dict], plan: Schedule, ring: Ring, measured: Mapping[str, Mapping[int, float]]) -> list[str]:
     """Under what conditions the simulation holds, a line each."""
-    sums = ", ".join(f"{size / 1e6:,.1f} MB {kind}" for kind, size in plan.summed_bytes.items())
+    sizes = {kind: sorted({plan.exchanged(kind, r["batch"])[0] for r in found}) for kind in plan.steps}
+    sums = ", ".join(f"{' or '.join(f'{size / 1e6:,.1f}' for size in each)} MB {kind}" for kind, each in sizes.items())
     lines = [
         "assumed: every device as fast as the measured one, fed without waiting; nothing waits for the slowest of them",
-        f"assumed: one ring all-reduce a step ({sums}), after the computation and not hidden behind it",
+        f"assumed: one ring all-reduce a step ({sums}: less where the rows of few words are gathered instead), after the "
+        "computation and not hidden behind it",
         f"assumed: {ring.inside.gb_per_s:g} GB/s and {ring.inside.hop_us:g} µs a hop within a machine of {ring.together}, "
         f"{ring.between.gb_per_s:g} GB/s and {ring.between.hop_us:g} µs between machines",
         "CHANGED: a larger batch and as many photos in fewer steps; whether that trains as well is another question, which "

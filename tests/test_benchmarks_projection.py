@@ -11,7 +11,7 @@ from jaxcap import config as configs
 from jaxcap.errors import UserError
 
 RING = Ring(inside=Link(100, 10), between=Link(50, 20), together=8)
-PLAN = Schedule(steps={"frozen": 10, "joint": 20}, batch=32, summed_bytes={"frozen": 10**9, "joint": 2 * 10**9})
+PLAN = Schedule(steps={"frozen": 10, "joint": 20}, batch=32, exchanged=lambda kind, batch: ({"frozen": 10**9, "joint": 2 * 10**9}[kind], 0))
 MEASURED = {"frozen": {32: 100.0, 64: 150.0}, "joint": {32: 200.0, 64: 500.0}}
 
 
@@ -21,6 +21,9 @@ def test_ring():
     # Two machines: the slower link sets the pace of 2 · 15/16 GB; of 30 hops two are between machines.
     assert RING.all_reduce_s(10**9, 16) == pytest.approx(37.5e-3 + 280e-6 + 40e-6)
     assert RING.all_reduce_s(10**9, 1) == 0
+    # Gathering is half of that, 7/8 of the bytes in 7 hops, and takes no time where there is nothing to gather.
+    assert RING.exchange_s(10**9, 10**8, 8) == pytest.approx(17.5e-3 + 140e-6 + 0.875e-3 + 70e-6)
+    assert RING.exchange_s(10**9, 0, 8) == RING.all_reduce_s(10**9, 8)
     # A link between machines that is the faster one does not help.
     assert Ring(Link(50, 0), Link(100, 0)).all_reduce_s(10**9, 16) == pytest.approx(37.5e-3)
 
@@ -65,15 +68,23 @@ def test_a_larger_batch_is_another_training():
     assert found["total_s"] == pytest.approx((2 * (100 + 17.64) + 3 * (200 + 35.14)) / 1000)
 
 
+# What im2txt's phase 1 sums: its decoder, of 2048 features, 12,000 words, embedding and LSTM of 512; and two scalars.
+SUMMED = 4 * (2048 * 512 + 12_000 * 512 + 1024 * 4 * 512 + 4 * 512 + 512 * 12_000 + 12_000) + 8
+
+
+def settings_of(*overrides, tiny=False):
+    of = workload.settings(tiny=tiny, dtype="bfloat16", overrides=overrides)
+    return {"config": configs.to_dict(of.config), "vocabulary": of.vocabulary, "tokens": of.tokens, "tiny": tiny}
+
+
 def record(path, **changes):
-    """A file as `benchmarks.step_time` writes it, of the miniature, whose batch is 8."""
-    of = workload.settings(tiny=True)
+    """A file as `benchmarks.step_time` writes it."""
     result = {"title": "step_time float32",
               "machine": {"device": "a card", "devices": 1, "platform": "gpu", "cores": 4, "load": 0.1, "jax": "0",
                           "date": "2026-01-01", "commit": None},
-              "settings": {"config": configs.to_dict(of.config), "vocabulary": of.vocabulary, "tokens": of.tokens, "tiny": False},
+              "settings": settings_of(),
               "ok": True, "table": [["step"]],
-              "results": [{"kind": kind, "batch": 8, "ms": {"median": ms}} for kind, ms in (("frozen", 36.0), ("joint", 72.0))]}
+              "results": [{"kind": kind, "batch": 32, "ms": {"median": ms}} for kind, ms in (("frozen", 36.0), ("joint", 72.0))]}
     path.write_text(json.dumps(result | changes), "utf-8")
     return path
 
@@ -84,10 +95,11 @@ def test_command(tmp_path, capsys):
     result = json.loads(out.read_text("utf-8"))
     one, _, _, same, more = result["results"]
     assert one["phase_s"] == {"frozen": 36_000.0, "joint": 144_000.0} and result["machine"]["device"] == "a card"
-    # Decoder of the miniature: 320 features, 60 words, embedding 16, LSTM 24; and two scalars.
-    size = 4 * (320 * 16 + 60 * 16 + 40 * 96 + 96 + 24 * 60 + 60) + 8
-    assert result["summed_bytes"]["frozen"] == size
-    assert same["phases"]["frozen"]["exchange_ms"] == pytest.approx(2 * 7 / 8 * size / 1e6)
+    # Of 32 photos the words' rows are gathered, with their numbers; of 256 the whole table is summed.
+    frozen, size = same["phases"]["frozen"], SUMMED - 4 * 12_000 * 512
+    assert (frozen["summed_bytes"], frozen["gathered_bytes"]) == (size, gathered := 32 * 20 * 4 * 513)
+    assert frozen["exchange_ms"] == pytest.approx(7 / 8 * (2 * size + gathered) / 1e6)
+    assert more["batch"] == 256 and more["phases"]["frozen"]["exchange_ms"] == pytest.approx(2 * 7 / 8 * SUMMED / 1e6)
     assert same["phases"]["frozen"]["upper_bound"] and same["same_training"] and not more["same_training"]
     said = capsys.readouterr().out
     for words in ("10.0 hours", "40.0 hours", "2.08 days", "24.3 days", "104 days", "SIMULATED, not measured", "CHANGED",
@@ -99,6 +111,7 @@ def test_the_newest_record_is_the_default(tmp_path, monkeypatch, capsys):
     machine = json.loads(record(tmp_path / "a.json").read_text("utf-8"))["machine"]
     record(tmp_path / "z.json", machine=machine | {"date": "2025-12-31", "device": "an older card"})
     record(tmp_path / "y.json", machine=machine | {"date": "2027-01-01"}, results=[])  # newer, of other steps
+    record(tmp_path / "w.json", machine=machine | {"date": "2027-01-01"}, settings=settings_of("decoder.hidden=64"))
     (tmp_path / "x.json").write_text('{"title": "decode float32"}', "utf-8")
     assert projection.newest(tmp_path) == tmp_path / "a.json"
     monkeypatch.setattr(projection, "RECORDS", tmp_path / "none")
@@ -108,15 +121,18 @@ def test_the_newest_record_is_the_default(tmp_path, monkeypatch, capsys):
 
 def test_the_records_that_ship_can_be_projected(capsys):
     assert projection.main(["--devices", "8"]) == 0
-    photo, embedding, lstm, words = 2048 * 512, 12_000 * 512, 1024 * 4 * 512 + 4 * 512, 512 * 12_000 + 12_000
-    assert f"{4 * (photo + embedding + lstm + words) / 1e6:.1f} MB frozen" in capsys.readouterr().out
+    assert f"{(SUMMED - 4 * 12_000 * 512) / 1e6:.1f} or {SUMMED / 1e6:.1f} MB frozen, 124.4 or 149.0 MB joint" in capsys.readouterr().out
 
 
 def test_what_cannot_be_projected(tmp_path, capsys):
-    with pytest.raises(UserError, match="has no joint step of 8 photos; measure it with"):
-        projection.main([str(record(tmp_path / "a.json", results=[{"kind": "frozen", "batch": 8, "ms": {"median": 1.0}}]))])
+    with pytest.raises(UserError, match="has no joint step of 32 photos; measure it with"):
+        projection.main([str(record(tmp_path / "a.json", results=[{"kind": "frozen", "batch": 32, "ms": {"median": 1.0}}]))])
     with pytest.raises(UserError, match="was not written by benchmarks.step_time"):
         projection.main([str(record(tmp_path / "b.json", settings={}))])
+    for settings, sentence in ((settings_of("decoder.hidden=64"), r"not im2txt's, whose schedule is projected \(decoder.hidden: 512 → 64\): measure"),
+                               (settings_of(tiny=True), "encoder.name: .* tokens: 20 → 5")):
+        with pytest.raises(UserError, match=sentence):
+            projection.main([str(record(tmp_path / "d.json", settings=settings))])
     with pytest.raises(UserError, match="cannot be read"):
         projection.main([str(tmp_path / "nothing.json")])
     with pytest.raises(UserError, match="--hop-us must be a finite number"):
