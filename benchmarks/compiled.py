@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from benchmarks import absent, timing, workload
+from benchmarks import absent, step_report, timing, workload
 from benchmarks.program import PRODUCTS, Kernel, Program
 from benchmarks.step_time import DEFAULT, KINDS
 from benchmarks.timing import short
@@ -22,7 +22,7 @@ def read(kind: workload.Kind, of: workload.Settings, model: tuple, batch: int, d
          text: Path | None = None) -> dict:
     """Compiles one kind of step for the devices and says what one of them is sent to do in a step; a JSON object.
 
-    text: a directory for the program as XLA prints it.
+    text: a directory, which exists, for the program as XLA prints it.
     """
     lowered = workload.Step(kind, of, *model, batch, devices=jax.devices("cpu")[:1]).lower(
         {"gpu": "cuda"}.get(platform := _platform(devices), platform), devices)
@@ -32,7 +32,6 @@ def read(kind: workload.Kind, of: workload.Settings, model: tuple, batch: int, d
     plan = compiled.memory_analysis()
     hlo = compiled.as_text()
     if text:
-        text.mkdir(parents=True, exist_ok=True)
         (text / f"{kind.name}-{batch}.txt").write_text(hlo, "utf-8")
     kernels = Program(hlo).kernels
     best = timing.peak(devices[0].device_kind)
@@ -87,14 +86,18 @@ def largest(result: dict, count: int) -> str:
 
 
 def comparison(old: dict, new: dict) -> str:
-    """The numbers of two result files side by side, for the steps that both have."""
+    """The numbers of two result files side by side, for the steps that both have, with a warning where they do not compare."""
+
+    def about(file):
+        return {"device": file["device"]["kind"], "devices": file["device"]["count"], "jax": file["machine"]["jax"]}
+
     before = {(r["kind"], r["batch"]): r for r in old["results"]}
     lines = [["step", "batch", "kernels", "GB", "memory, GiB", "at peak, ms", "XLA expects, ms"]]
     for r in new["results"]:
         if was := before.get((r["kind"], r["batch"])):
             lines.append([r["kind"], str(r["batch"]), *(f"{short(was[key])} → {short(r[key])}" if r[key] is not None else "–" for key in (
                 "kernels", "gb", "program_gib", "at_peak_ms", "expected_ms"))])
-    return timing.table(lines)
+    return step_report.against(old, new, about, lines, "step and batch")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -132,6 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
     old = timing.read_result(arguments.compare, "compiled") if arguments.compare else None
     if old and old["device"]["name"] != arguments.device:
         raise UserError(f"--compare {arguments.compare} was compiled for {old['device']['name']}, not for {arguments.device}")
+    timing.make_directory("--text", arguments.text)
     timing.initialize()
     devices = absent.devices(arguments.device, arguments.devices)
     of = workload.settings(tiny=arguments.tiny, dtype=arguments.dtype, overrides=arguments.overrides)

@@ -1,6 +1,6 @@
 """What `benchmarks.step_time` says of its results: heading, table, notes, comparison with earlier ones, time still to go."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from benchmarks import timing, workload
 from benchmarks.timing import Peak, Timing, short
@@ -137,13 +137,27 @@ def _changed(old: dict, new: dict) -> list[str]:
     return lines + [f"{key}: {old[key]} → {new[key]}" for key in ("vocabulary", "tokens", "tiny") if old[key] != new[key]]
 
 
-def comparison(old: dict, new: dict) -> str:
-    """Two result files side by side, with a warning where they do not compare."""
-    warnings = [f"{what} differs: {old['machine'][what]} → {new['machine'][what]}"
-                for what in ("device", "devices", "cores", "jax") if old["machine"][what] != new["machine"][what]]
+def against(old: dict, new: dict, about: Callable[[dict], dict], lines: list[list[str]], same: str) -> str:
+    """The `lines` of what two result files have in common below a heading, with a warning where they do not compare.
+
+    about: what of a file beside its settings has to be the same. same: what a step has to have in common with an earlier one.
+    """
+    if len(lines) == 1:
+        return f"nothing to compare: no {same} is in both"
+    was, now = about(old), about(new)
+    warnings = [f"{what} differs: {was[what]} → {now[what]}" for what in now if was[what] != now[what]]
     warnings += [f"the settings differ, {line}" for line in _changed(old["settings"], new["settings"])]
     if "real_input" in old and "real_input" in new and old["real_input"] != new["real_input"]:
         warnings.append("the real input differs")
+    title = f"against commit {old['machine']['commit'] or 'unknown'} of {old['machine']['date']}"
+    return "\n".join([title, *(f"  beware: {warning}" for warning in warnings), timing.table(lines)])
+
+
+def comparison(old: dict, new: dict) -> str:
+    """Two result files side by side, with a warning where they do not compare."""
+
+    def about(file):
+        return {what: file["machine"][what] for what in ("device", "devices", "cores", "jax")}
 
     def key(r):
         return r["kind"], r["batch"], input_of(r), r["dtype"], r["parallel"]
@@ -155,7 +169,4 @@ def comparison(old: dict, new: dict) -> str:
             was, now = before[key(r)], r["ms"]
             lines.append([r["kind"], str(r["batch"]), input_of(r), r["dtype"], short(was["median"]), short(now["median"]),
                           change(was, now)])
-    if len(lines) == 1:
-        return "nothing to compare: no step, batch, input, dtype and parallel mode is in both"
-    title = f"against commit {old['machine']['commit'] or 'unknown'} of {old['machine']['date']}"
-    return "\n".join([title, *(f"  beware: {warning}" for warning in warnings), timing.table(lines)])
+    return against(old, new, about, lines, "step, batch, input, dtype and parallel mode")

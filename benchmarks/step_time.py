@@ -198,6 +198,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """The benchmark with options that have been checked; its exit status."""
     old = read(arguments.compare, INPUTS) if arguments.compare else None
+    timing.make_directory("--profile", arguments.profile)
     timing.initialize()
     of = workload.settings(tiny=arguments.tiny, dtype=arguments.dtype, parallel=arguments.parallel, overrides=arguments.overrides)
     batches = arguments.batch or [of.config.batch_size]

@@ -10,6 +10,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -200,6 +201,18 @@ class ResultFile:
                 os.replace(partial, self.path)
         except OSError as error:
             raise UserError(f"--json {self.path} cannot be written: {error.strerror or error}") from error
+
+
+def make_directory(option: str, path: Path | None) -> None:
+    """Makes the directory that an option names, if it does, for files to come. Raises `UserError` if none can be written there."""
+    if path is None:
+        return
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"{option} {path} cannot be written to: {error.strerror or error}; name another directory") from error
 
 
 def read_result(path: Path, benchmark: str = "") -> dict:

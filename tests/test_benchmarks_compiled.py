@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import absent, compiled
+from benchmarks import absent, compiled, step_time
 from benchmarks.program import Program
 from benchmarks.projection import RECORDS
 from jaxcap.errors import UserError
@@ -158,8 +158,28 @@ def test_the_command_reads_steps_and_sets_them_beside_earlier_ones(tmp_path, cap
     assert before["largest"] == sorted(before["largest"], key=lambda kernel: -kernel["mb"])
     assert Program((tmp_path / "text" / "cached-8.txt").read_text()).kernels
     said = capsys.readouterr().out
+    assert "against commit" in said and said.count("beware") == 1 and "the settings differ, decoder.hidden: 24 → 48" in said
     assert f"{before['kernels']:.0f} → {after['kernels']:.0f}" in said
     assert "\ncached, batch 8\n" in said
+
+
+def test_programs_that_do_not_compare_are_told_apart():
+    file = json.loads((RECORDS / "2026-11-27-compiled-h200.json").read_text("utf-8"))
+    assert "beware" not in compiled.comparison(file, file)
+    other = file | {"device": file["device"] | {"count": 8}, "machine": file["machine"] | {"jax": "0.1"},
+                    "settings": file["settings"] | {"tiny": True}}
+    warnings = [line for line in compiled.comparison(file, other).splitlines() if "beware" in line]
+    assert warnings == ["  beware: devices differs: 1 → 8", f"  beware: jax differs: {file['machine']['jax']} → 0.1",
+                        "  beware: the settings differ, tiny: False → True"]
+    assert compiled.comparison(file, file | {"results": []}) == "nothing to compare: no step and batch is in both"
+
+
+@pytest.mark.parametrize("module", [compiled, step_time])
+def test_a_directory_that_cannot_be_written_to_is_refused_before_anything_is_compiled(module, tmp_path):
+    (tmp_path / "file").write_text("")
+    option = {compiled: "--text", step_time: "--profile"}[module]
+    with pytest.raises(UserError, match=f"{option} .*/file/here cannot be written to: Not a directory; name another directory"):
+        module.main(["--tiny", "--kinds", "cached", option, str(tmp_path / "file" / "here")])
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
