@@ -73,7 +73,8 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m benchmarks.encode",
         description="Photos a second through a frozen encoder with random weights, at its published input size. With --peer "
                     "the same network runs in PyTorch on the same machine, turn by turn, as it comes, in channels_last, with "
-                    "batch norm folded, and compiled; the ratio is the median over the turns against the fastest of these.")
+                    "batch norm folded, and compiled; jaxcap's photos/s over those of the fastest of these is the median over the "
+                    "turns.")
     parser.add_argument("--encoders", nargs="+", choices=encoders.names(), default=["efficientnet_lite2"], metavar="NAME")
     parser.add_argument("--batch", type=timing.count, default=64, help="photos at once (default: 64)")
     parser.add_argument("--size", type=timing.count, default=0, help="side of the photos (default: the published one)")
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     timing.initialize()
     file = timing.ResultFile(arguments.json, "encode float32")
     print(timing.describe(file.result["machine"]), flush=True)
-    rows = [["encoder", "size", "batch", "photos/s", "ms a photo", "PyTorch, photos/s", "its form", "ratio"]]
+    rows = [["encoder", "size", "batch", "photos/s", "ms a photo", "PyTorch, photos/s", "its form", "jaxcap ÷ PyTorch, photos/s"]]
     for name in arguments.encoders:
         print(f"  {name} …", file=sys.stderr)
         spec = encoders.get(name)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import scaling, step_time, timing, workload
-from benchmarks.step_time import THEN_S
+from benchmarks.step_report import THEN_S
 from benchmarks.timing import short
 from benchmarks.workload import FROZEN, JOINT, Settings
 from jaxcap import config as configs

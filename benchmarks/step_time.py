@@ -13,8 +13,7 @@ from pathlib import Path
 import jax
 
 from benchmarks import real_input, timing, top_ops, workload
-from benchmarks.step_report import (PAYS, THEN_BATCH, THEN_S, comparison, growing, heading, input_of, named, notes, rows,
-                                    saturated, to_go_s)
+from benchmarks.step_report import PAYS, comparison, growing, heading, input_of, named, notes, rows, saturated, times_faster, to_go_s
 from benchmarks.program import Program
 from benchmarks.timing import Peak, short
 from benchmarks.workload import CACHED_8, FIVE
@@ -55,7 +54,7 @@ def measure(kind: workload.Kind, of: workload.Settings, model: tuple, batch: int
         "set_up_s": ready - start, "compile_s": compile_s, "loss": [loss, last_loss],
         **costs(lowered, compiled, of, model[0], batch * kind.captions // devices, train=kind.train, together=kind.together),
         "captions_per_photo": kind.captions,
-        "times_faster": {who: then * batch / THEN_BATCH / seconds for who, then in THEN_S.items()} if kind.train else {},
+        "times_faster": times_faster(seconds, batch) if kind.train and not arguments.tiny else {},
     }
     best = peaks(arguments)
     rate = best and getattr(best, of.config.encoder.dtype)
@@ -88,7 +87,7 @@ def costs(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled | None, of:
           *, train: bool, together: int = 1) -> dict:
     """What one device does in one step, by XLA's own count.
 
-    gflop: of the program as it is handed to the compiler, so the same on every machine; a compiled one hides what it gives
+    gflop: of the program as it is handed to the compiler, so the same on every machine of a platform; a compiled one hides what it gives
     to cuDNN and cuBLAS. XLA counts the body of a loop once: the recurrent products of the LSTM's other rounds are added here, and
     of a loss in chunks the other chunks' products.
     gb: read and written by the compiled step; without what cuDNN, cuBLAS and loops move (gb_is_lower_bound).
