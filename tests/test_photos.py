@@ -3,6 +3,8 @@
 import io
 import resource
 import struct
+import subprocess
+import sys
 import zlib
 
 import cv2
@@ -204,6 +206,26 @@ def test_damaged_files_say_why(name):
     data, reason = damaged_files()[name]
     with pytest.raises(photos.DamagedPhoto, match=reason):
         photos.load(data, 32)
+
+
+def test_what_pillow_does_not_implement_is_damage(monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("Failed to decode image: Not implemented")  # as of a broken AVIF
+
+    monkeypatch.setattr(photos, "_pillow", refuse)
+    with pytest.raises(photos.DamagedPhoto, match="damaged .*Not implemented"):
+        photos.load(encoded(scene(), "PNG"), 32)
+
+
+def test_of_cut_exif_data_nothing_is_said(tmp_path):
+    exif = Image.Exif()
+    exif[0x010E] = "a long description " * 9
+    data = encoded(scene(), "JPEG", exif=exif)
+    at = data.index(b"Exif") + 14
+    (tmp_path / "cut.jpg").write_bytes(data[:at] + b"\xff\xff" + data[at + 2:])  # more entries than there are
+    code = f"from jaxcap.data import photos; print(photos.load({str(tmp_path / 'cut.jpg')!r}, 32).shape)"
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
+    assert done.stdout == "(32, 32, 3)\n" and not done.stderr
 
 
 def test_no_file_and_no_permission_say_why(tmp_path):

@@ -28,7 +28,7 @@ _UPRIGHT = {  # orientation → the photo as it should be seen
     8: lambda x: x.transpose(1, 0, 2)[::-1],
 }
 
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS is our own limit
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of sizes, which MAX_PIXELS limits, and of EXIF data that hardly matter
 
 
 class DamagedPhoto(Exception):
@@ -61,7 +61,7 @@ def decode(photo: str | os.PathLike | bytes) -> np.ndarray:
         raise DamagedPhoto(_too_large("far too large")) from None
     except Image.UnidentifiedImageError:
         raise DamagedPhoto("it is not a photo in any known format") from None
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, OverflowError, MemoryError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, OverflowError, MemoryError, RuntimeError) as error:
         raise DamagedPhoto(f"it is damaged ({error})") from error  # what Pillow's decoders raise on broken files
     return np.ascontiguousarray(_UPRIGHT.get(orientation, lambda x: x)(pixels_HWC))
 
