@@ -194,6 +194,9 @@ def test_what_has_no_partner_is_named(source, tmp_path):
     ("c.jsonl", '{"image": "hund.jpg"}\n', 'line 1 of .* is not {"image"'),
     ("c.jsonl", '{"image": "hund.jpg", "captions": "a dog"}\n', "line 1 of .* has no proper 'captions'"),
     ("c.jsonl", '{"image": "hund.jpg", "captions": [1]}\n', "a caption must be text"),
+    ("c.jsonl", '{"image": "/", "caption": "a dog"}\n', "the first is /: has captions but no photo"),
+    ("c.jsonl", '{"image": ".", "caption": "a dog"}\n', "the first is .: has captions but no photo"),
+    ("c.jsonl", "[" * 200_000, "line 1 of .* is not JSON"),
     ("c.json", '{"images": [', "is not JSON"),
     ("c.json", "[" * 100_000, "is not JSON"),
     ("c.json", '[{"image": "hund.jpg", "caption": "a dog \\ud83d"}]', "half a character, .* of 'hund.jpg'; write the whole one"),
@@ -205,6 +208,9 @@ def test_what_has_no_partner_is_named(source, tmp_path):
     ("c.json", '{"images": [{"id": 1, "file_name": "hund.jpg"}], "annotations": []}', "holds no caption"),
     ("c.json", '{"images": [{"filename": "hund.jpg", "sentences": [], "split": "train"}]}', "holds no caption"),
     ("c.json", '{"images": [{"filename": "hund.jpg", "sentences": [{}], "split": "train"}]}', "image 0 .* 'raw'"),
+    *[("c.json", json.dumps({"images": [{"filename": "hund.jpg", "sentences": [{"raw": "a dog"}], "split": "train", key: value}]}),
+       f"image 0 of .* has no proper '{key}'")
+      for key, value in (("filepath", 5), ("filepath", None), ("cocoid", None), ("cocoid", 1.5), ("cocoid", True))],
     ("c.json", "[1, 2]", "item 0 of"),
     ("c.docx", "hello", "must end in .json"),
 ])

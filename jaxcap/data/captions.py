@@ -73,8 +73,8 @@ def karpathy(content: dict, path: Path) -> list[Entry]:
             name=_field(image, "filename", where),
             captions=_clean(sentences),
             split=_split(_field(image, "split", where), where),
-            image_id=str(image["cocoid"]) if "cocoid" in image else "",
-            folder=image.get("filepath", ""),
+            image_id=str(_field(image, "cocoid", where, (int, str))) if "cocoid" in image else "",
+            folder=_field(image, "filepath", where) if "filepath" in image else "",
         ))
     return entries
 
@@ -120,7 +120,7 @@ def _lines(text: str, path: Path) -> list[Entry]:
             where = f"line {number} of {path}"
             try:
                 item = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{where} is not JSON: {error}") from None
             entries.append(_object(item, where))
     return entries
@@ -192,7 +192,7 @@ def _merge(entries: Iterable[Entry], path: Path) -> list[Entry]:
 
 
 def _field(item, key: str, where: str, kind=str):
-    if not isinstance(item, dict) or not isinstance(item.get(key), kind):
+    if not isinstance(item, dict) or not isinstance(item.get(key), kind) or isinstance(item[key], bool):
         raise UserError(f"{where} has no proper {key!r}")
     return item[key]
 

@@ -99,7 +99,7 @@ class _Files:
     def named(self, entry: captions.Entry) -> list[str]:
         """Paths that an entry may mean, one if all is well: itself, or what ends as it does, or what it ends as."""
         wanted = [_parts(f"{entry.folder}/{entry.name}"), _parts(entry.name)]
-        alike = self._by_name.get(wanted[0][-1], [])
+        alike = self._by_name.get(wanted[0][-1], []) if wanted[0] else []
         if exact := [path for path in alike if _parts(path) in wanted]:
             return exact[:1]
         return [path for path in alike if any(_one_ends_as_the_other(_parts(path), parts) for parts in wanted)]
