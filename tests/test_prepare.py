@@ -347,11 +347,19 @@ def test_splits_that_do_not_exist(source, data):
         records.open_split(data, "train+train")
 
 
-def test_a_damaged_index_is_said(source, data):
+def test_a_damaged_index_or_description_is_said(source, data):
     run(source, data)
-    (places.prepared_path(data) / "val.index.json").write_text('{"image_ids": [')
-    with pytest.raises(UserError, match="is damaged .* run its prepare command again with --force"):
-        records.open_split(data, "val")
+    for name, text in [("dataset_info.json", ""), ("dataset_info.json", '{"name": "x", "nme": 3}'), ("features.json", "3"), ("features.json", None),
+                       ("val.index.json", '{"image_ids": ['), ("val.index.json", "{}"), ("val.index.json", "3"), ("val.index.json", "[" * 200_000),
+                       ("val.index.json", '{"image_ids": ["a"], "captions": [], "extra": {}, "fingerprint": "f"}')]:
+        path = places.prepared_path(data) / name
+        whole = path.read_text()
+        path.write_text(text) if text is not None else path.unlink()
+        with pytest.raises(UserError, match="is damaged .* run its prepare command again with --force") as error:
+            records.open_split(data, "val").images([0])
+        assert "\n" not in str(error.value)
+        path.write_text(whole)
+    assert len(records.open_split(data, "val").images([0])) == 1
 
 
 def test_records_that_were_cut_are_said(source, data):

@@ -194,7 +194,7 @@ class Split:
         try:
             return self._source[int(i)]["image"]
         except (RuntimeError, ValueError) as error:  # ArrayRecord's and TFDS's, about a file that was cut
-            raise UserError(_damaged(self.path, str(error).split(";")[0])) from error
+            raise UserError(_damaged(self.path, error)) from error
 
     def images(self, indices: Sequence[int]) -> np.ndarray:
         """Photos as uint8 [n, H, W, 3]; `indices` may repeat and come in any order."""
@@ -208,9 +208,14 @@ class Split:
         if "_opened" not in self.__dict__:
             with _OPENING:  # grain's threads come together
                 if "_opened" not in self.__dict__:
-                    source = tfds.builder_from_directory(self.path).as_data_source(self.name)
-                    object.__setattr__(self, "_opened", source)
+                    object.__setattr__(self, "_opened", self._open())
         return self._opened
+
+    def _open(self):
+        try:
+            return tfds.builder_from_directory(self.path).as_data_source(self.name)
+        except Exception as error:  # TFDS and protobuf raise many kinds for a description that is damaged or not there
+            raise UserError(_damaged(self.path, error)) from error
 
     def __getstate__(self) -> dict:
         return {key: value for key, value in self.__dict__.items() if key != "_opened"}
@@ -266,13 +271,19 @@ def _offered(path: Path) -> list[str]:
 
 def _read_index(path: Path, split: str) -> dict:
     try:
-        return json.loads((path / (split + _INDEX)).read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        index = json.loads((path / (split + _INDEX)).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(_damaged(path, error)) from error
+    kinds = {"image_ids": list, "captions": list, "extra": dict, "fingerprint": str}
+    if not (isinstance(index, dict) and all(isinstance(index.get(key), kind) for key, kind in kinds.items())
+            and len(index["image_ids"]) == len(index["captions"])):
+        raise UserError(_damaged(path, f"{split + _INDEX} is no index of photos and captions"))
+    return index
 
 
 def _damaged(path: Path, error: object) -> str:
-    return f"the prepared data set in {path} is damaged ({error}); run its prepare command again with --force"
+    reason = str(error).strip().split("\n")[0].split(";")[0]  # the first clause of what may be a long story
+    return f"the prepared data set in {path} is damaged ({reason}); run its prepare command again with --force"
 
 
 @contextlib.contextmanager
