@@ -22,6 +22,7 @@ from jaxcap.step import TrainState
 
 PyTree = Any
 logging.set_verbosity(logging.ERROR)  # orbax warns of every checkpoint that was not scored
+_PLACES = ("step", "phase", "phase_step", "words")  # numbers that every position has
 
 
 class Checkpoints:
@@ -45,11 +46,14 @@ class Checkpoints:
                     preservation_policy=None if read_only else policy, best_fn=lambda scores: scores[settings.best],
                     create=not read_only, cleanup_tmp_directories=not read_only, read_only=read_only,
                     save_interval_steps=0 if read_only else 1))
+            scores = {step: self._manager.metrics(step) for step in self.steps()}
         except OSError as error:
             raise UserError(f"cannot keep checkpoints in {directory}: {error}") from error
-        except ValueError as error:  # orbax reads every checkpoint's scores
+        except (ValueError, RecursionError) as error:  # orbax reads every checkpoint's scores
             raise UserError(f"a score file, */metrics/metrics in {directory}, is not valid JSON ({error}); "
                             "delete the checkpoint that it belongs to") from error
+        for step, found in scores.items():
+            self._check_scores(step, found)
 
     def steps(self) -> list[int]:
         """Steps that can be restored, oldest first."""
@@ -85,7 +89,10 @@ class Checkpoints:
 
     def position(self, step: int) -> dict:
         """What `save` was given as `position`."""
-        return self._restore(step, ocp.args.Composite(position=ocp.args.JsonRestore()))["position"]
+        position = self._restore(step, ocp.args.Composite(position=ocp.args.JsonRestore()))["position"]
+        if not isinstance(position, dict) or not all(isinstance(position.get(key), int) for key in _PLACES):
+            raise self._unreadable(step, f"position/metadata lacks one of {', '.join(_PLACES)}")
+        return position
 
     def restore_model(self, step: int, like: PyTree) -> PyTree:
         """`{"params", "batch_stats"}` of a checkpoint, shaped and placed as `like` (arrays or ShapeDtypeStructs)."""
@@ -104,11 +111,24 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=arguments)
         except Exception as error:  # orbax and tensorstore raise many kinds for a damaged directory
-            others = [s for s in self.steps() if s != step]
-            hint = f"delete it to go on from step {others[-1]}" if others else "there is no other one"
             with contextlib.redirect_stderr(io.StringIO()):
                 time.sleep(0.5)  # tensorstore's other reads end, each of them with a traceback
-            raise UserError(f"checkpoint {self._directory / str(step)} cannot be read ({_reason(error)}); {hint}") from error
+            raise self._unreadable(step, _reason(error)) from error
+
+    def _unreadable(self, step: int, reason: str) -> UserError:
+        others = [s for s in self.steps() if s != step]
+        hint = f"delete it to go on from step {others[-1]}" if others else "there is no other one"
+        return UserError(f"checkpoint {self._directory / str(step)} cannot be read ({reason}); {hint}")
+
+    def _check_scores(self, step: int, scores: Any) -> None:
+        """Raises `UserError` where a checkpoint that was scored has no number by which it could be the best."""
+        if scores is None or isinstance(scores, dict) and isinstance(scores.get(self._best), int | float):
+            return
+        file = self._directory / str(step) / "metrics" / "metrics"
+        if isinstance(scores, dict) and scores and self._best not in scores:
+            raise UserError(f"{file} holds {', '.join(scores)}, not {self._best}; set checkpoints.best in the run's config.json to a score "
+                            "that it was trained with")
+        raise UserError(f"a score file, {file}, holds no {self._best} that is a number; delete the checkpoint that it belongs to")
 
     def _check_room(self, needed: int) -> None:
         # orbax finds a full disk out in its background threads, with a page of their tracebacks.

@@ -24,12 +24,14 @@ class Journal:
 
     def __init__(self, directory: Path, *, total: int, step: int = 0, smoothed: float | None = None):
         self.path = directory / "metrics.jsonl"
-        self._bar = progress.bar("training", total, " steps", step)
         self.smoothed = smoothed
         self._last = time.perf_counter()
         self._file = self._events = None
-        if not parallel.first():
-            return
+        if parallel.first():
+            self._open(directory, step)
+        self._bar = progress.bar("training", total, " steps", step)  # last: nothing but steps is to be said beside it
+
+    def _open(self, directory: Path, step: int) -> None:
         kept = [line for line in read(directory) if line["step"] <= step]
         rewritten = self.path.with_name(self.path.name + ".tmp")
         try:
@@ -97,14 +99,14 @@ class Journal:
 
 
 def read(directory: Path) -> list[dict]:
-    """The lines of metrics.jsonl; one that is no JSON object, such as a last one that a crash cut short, is left out."""
+    """The lines of metrics.jsonl; one that is no JSON object with a step, such as a last one that a crash cut short, is left out."""
     path = directory / "metrics.jsonl"
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text("utf-8").splitlines():
-        with contextlib.suppress(ValueError):
-            line = json.loads(text)
-            if isinstance(line, dict) and "step" in line:
+    for text in path.read_bytes().splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            line = json.loads(text.decode("utf-8"))
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
                 lines.append(line)
     return lines

@@ -108,7 +108,7 @@ def read_config(directory: Path) -> config.Config:
         raise UserError(f"{directory} is not a run directory: it has no config.json (train makes one)")
     try:
         return config.from_dict(json.loads(path.read_text("utf-8")))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error

@@ -25,24 +25,49 @@ def state(step: int) -> TrainState:
     return TrainState(jnp.int32(step), weights, {"m": jnp.ones(3) * step}, {"momentum": weights}, jax.random.PRNGKey(step))
 
 
-def test_a_score_file_that_is_no_json_is_named(tmp_path):
+def position(step: int, phase: int = 0) -> dict:
+    return {"step": step, "phase": phase, "phase_step": step, "words": 3}
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("text, words", [
+    ("{", "a score file, .* is not valid JSON"),
+    ("[" * 200_000, "a score file, .* is not valid JSON"),
+    ('{"cider": 3}', "metrics holds cider, not bleu4; set checkpoints.best in the run's config.json"),
+    ("{}", "a score file, .*3/metrics/metrics, holds no bleu4 that is a number; delete the checkpoint"),
+    ("3", "holds no bleu4 that is a number"),
+    ('{"bleu4": null}', "holds no bleu4 that is a number"),
+])
+def test_a_score_file_that_holds_no_score_is_named(text, words, read_only, tmp_path):
     (tmp_path / "3" / "metrics").mkdir(parents=True)
-    (tmp_path / "3" / "metrics" / "metrics").write_text("{")
-    with pytest.raises(errors.UserError, match="a score file, .* is not valid JSON"):
-        checkpoints.Checkpoints(tmp_path, config.Checkpoints()).best_step()
+    (tmp_path / "3" / "metrics" / "metrics").write_text(text)
+    with pytest.raises(errors.UserError, match=words):
+        checkpoints.Checkpoints(tmp_path, config.Checkpoints(), read_only=read_only).best_step()
+
+
+def test_a_position_without_its_numbers_is_a_damaged_checkpoint(tmp_path):
+    keeper = checkpoints.Checkpoints(tmp_path, config.Checkpoints())
+    for step in (1, 2):
+        keeper.save(state(step), position(step))
+    keeper.wait()
+    for text in ("{}", "[]", "3", '{"step": 2, "phase": 0, "phase_step": 2, "words": "three"}'):
+        (tmp_path / "2" / "position" / "metadata").write_text(text)
+        with pytest.raises(errors.UserError, match="checkpoint .*2 cannot be read .*; delete it to go on from step 1"):
+            keeper.position(2)
+    assert keeper.position(1) == position(1)
 
 
 def test_the_newest_five_and_the_best_are_kept(tmp_path):
     keeper = checkpoints.Checkpoints(tmp_path / "c", config.Checkpoints(keep=5, best="cider"))
     for step, cider in enumerate([0.1, 0.2, 0.9, 0.3, 0.4, 0.5, 0.6, 0.7], start=1):
-        keeper.save(state(step), {"step": step, "phase": 0}, {"cider": cider, "bleu4": -cider})
-    keeper.save(state(9), {"step": 9, "phase": 1})  # a run that is stopped does not score
+        keeper.save(state(step), position(step), {"cider": cider, "bleu4": -cider})
+    keeper.save(state(9), position(9, phase=1))  # a run that is stopped does not score
     keeper.wait()
     assert keeper.steps() == [3, 5, 6, 7, 8, 9]
     assert keeper.best_step() == 3
     keeper.close()
     again = checkpoints.Checkpoints(tmp_path / "c", config.Checkpoints(keep=5, best="cider"))
-    assert again.best_step() == 3 and again.position(9) == {"step": 9, "phase": 1}
+    assert again.best_step() == 3 and again.position(9) == position(9, phase=1)
     jax.tree.map(np.testing.assert_array_equal, again.restore(3, like=state(0)), state(3))
 
 
@@ -50,7 +75,7 @@ def test_without_scores_the_newest_is_the_best(tmp_path):
     keeper = checkpoints.Checkpoints(tmp_path / "c", config.Checkpoints())
     assert keeper.best_step() is None and keeper.steps() == []
     for step in (1, 2):
-        keeper.save(state(step), {"step": step})
+        keeper.save(state(step), position(step))
     keeper.wait()
     assert keeper.best_step() == 2
     keeper.close()

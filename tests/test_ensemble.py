@@ -40,7 +40,7 @@ def make_run(directory: Path, seed: int, *changes: str, words=WORDS, steps=(1, 2
         key = jax.random.PRNGKey(seed if same else 10 * seed + step)
         params, batch_stats = initial(configuration, len(words))(key)
         params["decoder"] = jax.tree.map(lambda w: 12 * w, params["decoder"])
-        keeper.save(TrainState(jnp.int32(step), params, batch_stats, (), key), {"words": len(words)})
+        keeper.save(TrainState(jnp.int32(step), params, batch_stats, (), key), {"step": step, "phase": 0, "phase_step": step, "words": len(words)})
     keeper.close()
     return directory
 

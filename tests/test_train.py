@@ -311,17 +311,23 @@ def test_resume_elsewhere_is_refused_and_a_bad_key_of_a_run_is_said_with_its_fil
     path.write_text(path.read_text().replace('"hidden"', '"hiddn"'))
     with pytest.raises(UserError, match="config.json: there is no setting 'decoder.hiddn'"):
         train.main(["--resume", str(run)])
+    path.write_text("[" * 200_000)
+    with pytest.raises(UserError, match="config.json is not valid JSON"):
+        train.main(["--resume", str(run)])
 
 
-def test_a_line_of_the_journal_that_cannot_be_read_costs_no_other(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{garbage\n{"step": 2}\n[3]\n{"step": 9}\n{"step"')
+def test_a_line_of_the_journal_that_cannot_be_read_costs_no_other(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n{garbage\n{"step": "x"}\n{"step": null}\n{"step": 2, "\xff": 0}\n{"step": 2}\n[3]\n'
+                                             + b"[" * 200_000 + b'\n{"step": 9}\n{"step"')
     log = journal.Journal(tmp_path, total=10, step=2)
     log.close()
     assert journal.read(tmp_path) == [{"step": 1}, {"step": 2}]
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl.tmp").mkdir()
+    capsys.readouterr()
     with pytest.raises(UserError, match="metrics.jsonl cannot be written: Is a directory"):
         journal.Journal(tmp_path, total=10)
+    assert not capsys.readouterr().err  # no bar before the error
 
 
 def test_pictures_of_photos_with_one_name_have_names_of_their_own():
