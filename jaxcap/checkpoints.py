@@ -3,11 +3,11 @@
 Written in the background, whole or not at all; the newest few are kept, and the best by score.
 """
 
-import contextlib
-import io
 import shutil
+import sys
 import textwrap
 import time
+from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,21 @@ from jaxcap.errors import UserError
 from jaxcap.step import TrainState
 
 PyTree = Any
-logging.set_verbosity(logging.ERROR)  # orbax warns of every checkpoint that was not scored
+# orbax warns of every checkpoint that was not scored, and its threads show a traceback of what `_guard` says in words, as asyncio does.
+logging.set_verbosity(logging.FATAL)
+getLogger("asyncio").setLevel(CRITICAL)
+_shown = sys.unraisablehook
+_SHARE, _DIRECTORIES = 1.2, 2 << 20  # of a checkpoint on disk: over its arrays, and bytes besides them
 _PLACES = ("step", "phase", "phase_step", "words")  # numbers that every position has
+
+
+def _unraisable(what: Any) -> None:
+    """Shows an error that nothing can catch, but for tensorstore's: after one failure its other threads call a loop that has ended."""
+    if str(what.exc_value) != "Event loop is closed":
+        _shown(what)
+
+
+sys.unraisablehook = _unraisable
 
 
 class Checkpoints:
@@ -111,8 +124,7 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=arguments)
         except Exception as error:  # orbax and tensorstore raise many kinds for a damaged directory
-            with contextlib.redirect_stderr(io.StringIO()):
-                time.sleep(0.5)  # tensorstore's other reads end, each of them with a traceback
+            time.sleep(0.5)  # tensorstore's other reads end before Python does
             raise self._unreadable(step, _reason(error)) from error
 
     def _unreadable(self, step: int, reason: str) -> UserError:
@@ -131,7 +143,8 @@ class Checkpoints:
         raise UserError(f"a score file, {file}, holds no {self._best} that is a number; delete the checkpoint that it belongs to")
 
     def _check_room(self, needed: int) -> None:
-        # orbax finds a full disk out in its background threads, with a page of their tracebacks.
+        # orbax finds a full disk out in its background threads, when most is written.
+        needed = _SHARE * needed + _DIRECTORIES
         free = shutil.disk_usage(self._directory).free
         if free < needed:
             raise OSError(f"{needed / 2**20:,.0f} MiB are needed and {free / 2**20:,.0f} MiB are free")
@@ -140,10 +153,18 @@ class Checkpoints:
         try:
             write()
         except Exception as error:
+            if not self._manager.is_saving_in_progress():  # what is still written may become whole
+                self._remove_halves()
             last = [s for s in self.steps() if (self._directory / str(s)).is_dir()]
             kept = f"the last good one is step {last[-1]}" if last else "none was written before"
             raise UserError(f"a checkpoint could not be written to {self._directory} ({_reason(error)}); {kept}; "
                             "free the disk and resume") from error
+
+    def _remove_halves(self) -> None:
+        if halves := list(self._directory.glob("*.orbax-checkpoint-tmp")):
+            time.sleep(0.5)  # tensorstore's other writes into them end
+        for half in halves:
+            shutil.rmtree(half, ignore_errors=True)
 
 
 def _reason(error: Exception) -> str:

@@ -372,7 +372,8 @@ def test_disk_full_while_saving_keeps_the_last_good_checkpoint(data, tmp_path):
                           cwd=ROOT, timeout=300)
     assert done.returncode == 2, done.stderr[-2000:]
     (message,) = [line for line in done.stderr.splitlines() if "checkpoint could not be written" in line]
-    assert "last good one is step 4" in message
+    assert "last good one is step 4" in message and "Traceback" not in done.stderr
+    assert [path.name for path in (directory / "checkpoints").iterdir()] == ["4"]
     assert checkpoints.Checkpoints(directory / "checkpoints", config.Checkpoints()).steps() == [4]
 
 
