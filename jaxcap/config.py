@@ -222,10 +222,14 @@ def load(path: str | None, overrides: typing.Sequence[str] = ()) -> Config:
             config = runpy.run_path(path).get("CONFIG")
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(f"config file {path!r} does not run: {type(error).__name__}: {error}") from error
         if not isinstance(config, Config):
             raise UserError(f"config file {path!r} must set CONFIG = jaxcap.config.Config(...)")
+        try:
+            config = settings.build(Config, config)
+        except UserError as error:
+            raise UserError(f"config file {path!r}: {error}") from error
     return check(override(config, overrides))
 
 
@@ -273,6 +277,13 @@ def differences(one: Config, other: Config) -> list[str]:
     return [f"{k}: {a.get(k, 'absent')!r} → {b.get(k, 'absent')!r}" for k in sorted(a | b) if a.get(k) != b.get(k)]
 
 
+MOST_STEPS = 2**31 - 1  # they are counted in 32 bits
+_MOST = {"batch_size": 2**20, "eval_batch_size": 2**20, "steps_per_dispatch": 2**20, "data.size": 2**14, "data.max_words": 2**20,
+         "data.captions_per_photo": 2**20, "data.workers": 1_000, "augment.views": 2**20, "decoder.layers": 1_000, "decoder.embedding": 2**16,
+         "decoder.hidden": 2**16, "decoder.attention.size": 2**16, "decoder.attention.project": 2**16, "decoder.unroll": 2**20,
+         "search.max_words": 2**20}
+
+
 def check(config: Config) -> Config:
     """Returns `config`, or raises `UserError` for combinations that cannot run."""
     positive = ("batch_size", "eval_batch_size", "data.size", "data.max_words", "data.captions_per_photo", "decoder.embedding",
@@ -282,6 +293,9 @@ def check(config: Config) -> Config:
     for key in positive:
         if values[key] < 1:
             raise UserError(f"{key} must be at least 1, not {values[key]}")
+    for key, most in _MOST.items():
+        if values[key] > most:
+            raise UserError(f"{key} must be at most {most:,}, not {values[key]}")
     for key in [k for k in values if k.endswith("dropout") or k.endswith("label_smoothing")]:
         if not 0 <= values[key] < 1:
             raise UserError(f"{key} must be in [0, 1), not {values[key]}")
@@ -318,6 +332,8 @@ def check(config: Config) -> Config:
         raise UserError("decoder.output_tanh=false is about an LSTM's output; a GRU has none")
     decoder_trained = bool(config.start)
     for i, phase in enumerate(config.phases):
+        if max(phase.epochs, phase.steps) > MOST_STEPS:
+            raise UserError(f"phases.{i} has more epochs or steps than {MOST_STEPS:,}")
         if (phase.epochs > 0) == (phase.steps > 0):
             raise UserError(f"phases.{i} needs either epochs or steps (one of them above 0)")
         if phase.train == "decoder" and phase.batch_norm != "inference":

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import reprlib
 import types
 import typing
 from typing import Any, Literal
@@ -78,7 +79,8 @@ def _typed(kind, value, key: str):
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise UserError(f"{key} must be a list, not {value!r}")
+            hint = "; a tuple of one needs a comma, as in (Phase(),)" if dataclasses.is_dataclass(value) else ""
+            raise UserError(f"{key} must be a list, not {reprlib.repr(value)}{hint}")
         item = typing.get_args(kind)[0]
         return tuple(_typed(item, v, f"{key}.{i}") for i, v in enumerate(value))
     if dataclasses.is_dataclass(kind):
@@ -93,11 +95,11 @@ def _typed(kind, value, key: str):
 
 
 def build(kind: type, values: Any, prefix: str = "") -> Any:
-    """The dataclass `kind` from plain JSON types, as strict as `assign`. Missing settings take their default."""
-    if dataclasses.is_dataclass(values):
-        return values
+    """The dataclass `kind` from plain JSON types, or one of itself, as strict as `assign`. Missing settings take their default."""
+    if isinstance(values, kind):  # Python took its fields as they came
+        values = {f.name: getattr(values, f.name) for f in dataclasses.fields(kind)}
     if not isinstance(values, dict):
-        raise UserError(f"{prefix.rstrip('.') or 'config'} must be a group of settings, not {values!r}")
+        raise UserError(f"{prefix.rstrip('.') or 'config'} must be a group of settings, not {reprlib.repr(values)}")
     hints = typing.get_type_hints(kind)
     for name in values:
         if name not in hints:

@@ -55,6 +55,12 @@ def test_a_bad_override_is_one_clear_sentence(assignment, words):
     (["data.workers=-3"], "data.workers must be a finite"),
     (["seed=-1"], "seed must be a finite"),
     (["seed=99999999999999999999"], "seed must be below"),
+    *[([f"{key}={10**23}"], f"{key} must be at most") for key in (
+        "batch_size", "eval_batch_size", "data.max_words", "decoder.hidden", "decoder.layers", "search.max_words")],
+    (["phases.0.steps=1000000000000"], "phases.0 has more epochs or steps than 2,147,483,647"),
+    (["phases.0.steps=0", "phases.0.epochs=1e300"], "phases.0 has more epochs or steps than 2,147,483,647"),
+    (["search.sample=true", "search.seed=99999999999999999999"], "search.seed must be at least 0 and below"),
+    (["search.sample=true", "search.temperature=1e-40"], "search.temperature must be at least 0.000001"),
     (["decoder.deviations=0"], "decoder.deviations must be above 0"),
     (["search.beam=100000000"], "search.beam must be at most 1,000"),
     (["search.length_normalization=inf"], "search.length_normalization must be a finite number"),
@@ -96,6 +102,24 @@ def test_load_runs_a_page(tmp_path):
         config.load(str(page))
     page.write_text("1 / 0\n")
     with pytest.raises(UserError, match="ZeroDivisionError"):
+        config.load(str(page))
+
+
+@pytest.mark.parametrize("text, words", [
+    ("Config(phases=(Phase(steps=3)))", r"phases must be a list, not Phase\(.*; a tuple of one needs a comma"),
+    ("Config(phases=(3,))", "phases.0 must be a group of settings, not 3"),
+    ("Config(batch_size='32')", "batch_size must be a whole number, not '32'"),
+    ("Config(data=3)", "data must be a group of settings, not 3"),
+    ("Config(encoder=Encoder(name=None))", "encoder.name must be text, not None"),
+    ("Config(encoder=Phase())", "encoder must be a group of settings, not Phase"),
+    ("Config(seed=True)", "seed must be a whole number, not True"),
+    ("Config(name=3)", "name must be text, not 3"),
+    ("exit(3)", "does not run: SystemExit: 3"),
+])
+def test_a_mistake_in_a_page_is_said_with_its_name(text, words, tmp_path):
+    page = tmp_path / "page.py"
+    page.write_text(f"from jaxcap.config import *\nCONFIG = {text}\n")
+    with pytest.raises(UserError, match=f"config file '{page}'.* {words}"):
         config.load(str(page))
 
 
