@@ -45,7 +45,7 @@ def check(search: Search) -> None:
         raise UserError(f"search.nucleus must be above 0 and at most 1, not {search.nucleus}")
     if not 0 <= search.seed < 2**32:
         raise UserError(f"search.seed must be at least 0 and below 2 ** 32, not {search.seed}")
-    if search.temperature < 1e-6:  # logits divided by less overflow
+    if not search.temperature >= 1e-6:  # logits divided by less overflow
         raise UserError(f"search.temperature must be at least 0.000001, not {search.temperature}; search.beam=1 takes the likeliest word")
     if search.min_words > search.max_words:
         raise UserError(f"search.min_words={search.min_words} is more than search.max_words={search.max_words}")

@@ -58,12 +58,12 @@ def train(configuration: Config, directory: Path, *, resume: bool = False) -> in
     captioner = captioners.build(configuration, len(vocabulary))
     state = initial_state(configuration, captioner, devices, begun)
     evaluator = evaluate.Evaluator(configuration, captioner, vocabulary, own, val_split, configuration.eval_photos)
+    lengths = [phase_steps(phase, examples, configuration.batch_size) for phase in configuration.phases]
     if not resume:
         if parallel.first():
             runs.create(directory, configuration, vocabulary)
         parallel.largest(0)
         keeper = Checkpoints(directory / "checkpoints", configuration.checkpoints)
-    lengths = [phase_steps(phase, examples, configuration.batch_size) for phase in configuration.phases]
     log = journal.Journal(directory, total=sum(lengths), step=position["step"], smoothed=position["smoothed"])
     stop = StopSignal()
     session = Session(configuration, directory, devices, own, captioner, train_split, val_split, examples, evaluator,
@@ -87,8 +87,11 @@ def train(configuration: Config, directory: Path, *, resume: bool = False) -> in
 
 
 def phase_steps(phase: configs.Phase, examples: pipeline.Examples, batch_size: int) -> int:
-    """Optimizer steps of a phase."""
-    return phase.steps or max(round(phase.epochs * pipeline.per_epoch(examples, batch_size)), 1)
+    """Optimizer steps of a phase. Raises `UserError` where they cannot be counted."""
+    steps = phase.steps or max(round(phase.epochs * pipeline.per_epoch(examples, batch_size)), 1)
+    if steps > configs.MOST_STEPS:
+        raise UserError(f"{phase.epochs:g} epochs of these data are {steps:,} steps; at most {configs.MOST_STEPS:,} can be counted")
+    return steps
 
 
 def run_phase(session: Session, state: TrainState, number: int, total: int, position: dict) -> TrainState:

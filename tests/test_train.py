@@ -457,6 +457,12 @@ def test_one_process_trains_in_a_directory_and_names_of_one_second_differ(data, 
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
+def test_epochs_that_are_too_many_steps_are_refused_and_leave_no_directory(data, tmp_path):
+    with pytest.raises(UserError, match="2e.09 epochs of these data are 16,000,000,000 steps; at most"):
+        train.main([*settings(data, "phases.0.steps=0", "phases.0.epochs=2e9"), "--run-dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_makes_a_directory_a_run_is_written_last(data, tmp_path, monkeypatch):
     def full(self, path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
