@@ -1,6 +1,5 @@
 """Large files over HTTP: resumed where they were cut, checked, and in place only when they are whole."""
 
-import fcntl
 import hashlib
 import http.client
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from jaxcap import progress
+from jaxcap import locks, progress
 from jaxcap.errors import UserError
 
 _CHUNK = 1 << 20
@@ -58,7 +57,7 @@ def fetch(remote: Remote, directory: Path, otherwise: str = "") -> Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with open(part, "ab") as file:
-            _lock(file, part)
+            locks.hold(file, f"another process is downloading {part.stem}; wait for it")
             try:
                 if remote.size or not _is(remote, part):
                     with progress.bar(remote.name, remote.size or None, "B") as bar:
@@ -162,13 +161,6 @@ def _read(response) -> bytes:
         return error.partial
     except (OSError, http.client.HTTPException) as error:
         raise _Cut(str(error) or type(error).__name__) from error
-
-
-def _lock(file, part: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"another process is downloading {part.stem}; wait for it") from None
 
 
 def _is(remote: Remote, path: Path) -> bool:

@@ -9,7 +9,6 @@
 """
 
 import contextlib
-import fcntl
 import itertools
 import json
 import os
@@ -23,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcap import captioner as captioners
-from jaxcap import checkpoints, config, vocab
+from jaxcap import checkpoints, config, locks, vocab
 from jaxcap.captioner import Captioner
 from jaxcap.ensemble import Ensemble
 from jaxcap.errors import UserError
@@ -78,12 +77,7 @@ def alone(directory: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"the run directory {directory} cannot be written: {error.strerror or error}") from error
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is training in {directory}; wait for it, or name another --run-dir") from None
-        except OSError:  # a file system without locks
-            pass
+        locks.hold(handle, f"another process is training in {directory}; wait for it, or name another --run-dir")
         yield
     finally:
         os.close(handle)

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from jaxcap import download
+from jaxcap import download, locks
 from jaxcap.errors import UserError
 
 CONTENT = bytes(range(256)) * 1200  # 300 kB
@@ -183,7 +183,7 @@ def test_a_place_that_cannot_be_written(server, tmp_path):
 
 def test_two_at_once_are_refused(server, tmp_path):
     with open(tmp_path / "file.zip.part", "ab") as other:
-        download._lock(other, tmp_path / "file.zip.part")
+        locks.hold(other, "none")
         with pytest.raises(UserError, match="another process is downloading file.zip"):
             download.fetch(remote(server), tmp_path)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from jaxcap import config, prepare
+from jaxcap import config, locks, prepare
 from jaxcap.data import photos, places, records, staging
 from jaxcap.errors import UserError
 
@@ -311,7 +311,8 @@ def test_a_place_that_may_not_be_written(source, tmp_path):
 def test_two_at_once_are_refused(source, data):
     stage = places.prepared_path(data).with_name("1.0.0.staging")
     stage.mkdir(parents=True)
-    with staging._only_one(stage), pytest.raises(UserError, match="another process is preparing"):
+    with open(stage / "lock", "w") as lock, pytest.raises(UserError, match="another process is preparing"):
+        locks.hold(lock, "none")
         run(source, data)
     assert run(source, data) == 0
 

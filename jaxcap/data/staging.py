@@ -5,8 +5,6 @@ i · size² · 3 of `pixels`, and a journal that says which photos are there. A 
 pixels have reached the disk, so that neither Ctrl-C nor a power cut leaves a line without pixels.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -14,7 +12,7 @@ import shutil
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -24,7 +22,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from jaxcap import config, progress
+from jaxcap import config, locks, progress
 from jaxcap.data import photos
 from jaxcap.data.places import cannot_write
 from jaxcap.data.records import CaptionBuilder, Record
@@ -111,7 +109,8 @@ class PhotoBuilder(CaptionBuilder, skip_registration=True):
             self._directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(cannot_write(self._directory, error)) from error
-        with _only_one(self._directory):
+        with open(self._directory / "lock", "w") as lock:
+            locks.hold(lock, f"another process is preparing this data set in {self._directory}; wait for it")
             for abandoned in self.target.parent.glob("incomplete.*_" + self.target.name):  # TFDS's, from a killed run
                 shutil.rmtree(abandoned, ignore_errors=True)
             path = super().prepare()
@@ -256,16 +255,6 @@ def _check_space(directory: Path, needed: int) -> None:
     if needed > free:
         raise UserError(f"preparing in {directory.parent} needs {needed / 1e6:,.0f} MB while it runs, and "
                         f"{free / 1e6:,.0f} MB are free; name another directory with --data-dir")
-
-
-@contextlib.contextmanager
-def _only_one(directory: Path) -> Iterator[None]:
-    with open(directory / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is preparing this data set in {directory}; wait for it") from None
-        yield
 
 
 @cache
