@@ -58,8 +58,8 @@ def prepare(session: Session, state: TrainState, phase: configs.Phase) -> Feed:
         kind, fetch, size = "image_BHWC", split.images, len(split) * config.data.size**2 * 3
         if phase.train == "decoder":
             look = devices.replicate(jax.jit(session.captioner.frozen_encode)(state.params, state.batch_stats))
-    where, table = config.data.resident, None
-    if where == "yes" or (where == "auto" and size <= config.data.resident_gib * 2**30):
+    asked, table = config.data.resident, None
+    if asked == "yes" or (asked == "auto" and size <= config.data.resident_gib * 2**30):
         whole = split.images(range(len(split))) if array is None else np.asarray(array)
         kind, fetch, table = "index_B", np.asarray, devices.replicate(resident.table(whole, session.captioner.platform))
     return Feed(kind, fetch, table, look, views, val_features, statistics)

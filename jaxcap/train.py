@@ -88,10 +88,10 @@ def train(configuration: Config, directory: Path, *, resume: bool = False) -> in
 
 def phase_steps(phase: configs.Phase, examples: pipeline.Examples, batch_size: int) -> int:
     """Optimizer steps of a phase. Raises `UserError` where they cannot be counted."""
-    steps = phase.steps or max(round(phase.epochs * pipeline.per_epoch(examples, batch_size)), 1)
-    if steps > configs.MOST_STEPS:
-        raise UserError(f"{phase.epochs:g} epochs of these data are {steps:,} steps; at most {configs.MOST_STEPS:,} can be counted")
-    return steps
+    count = phase.steps or max(round(phase.epochs * pipeline.per_epoch(examples, batch_size)), 1)
+    if count > configs.MOST_STEPS:
+        raise UserError(f"{phase.epochs:g} epochs of these data are {count:,} steps; at most {configs.MOST_STEPS:,} can be counted")
+    return count
 
 
 def run_phase(session: Session, state: TrainState, number: int, total: int, position: dict) -> TrainState:
