@@ -53,16 +53,21 @@ class Run:
         return tuple(items) if self.joined else items[0]
 
 
-def new_directory(name: str) -> Path:
-    """Makes `runs/NAME`, or `runs/NAME-2` and so on where it is there, perhaps another process's of the same second."""
+@contextlib.contextmanager
+def _writing(directory: Path) -> Iterator[None]:
     try:
-        for number in itertools.count(1):
-            directory = Path("runs", name if number == 1 else f"{name}-{number}")
-            with contextlib.suppress(FileExistsError):
-                directory.mkdir(parents=True)
-                return directory
+        yield
     except OSError as error:
         raise UserError(f"the run directory {directory} cannot be written: {error.strerror or error}") from error
+
+
+def new_directory(name: str) -> Path:
+    """Makes `runs/NAME`, or `runs/NAME-2` and so on where it is there, perhaps another process's of the same second."""
+    for number in itertools.count(1):
+        directory = Path("runs", name if number == 1 else f"{name}-{number}")
+        with _writing(directory), contextlib.suppress(FileExistsError):
+            directory.mkdir(parents=True)
+            return directory
 
 
 @contextlib.contextmanager
@@ -71,11 +76,9 @@ def alone(directory: Path) -> Iterator[None]:
 
     Raises `UserError` if another process is training in it.
     """
-    try:
+    with _writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         handle = os.open(directory, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"the run directory {directory} cannot be written: {error.strerror or error}") from error
     try:
         locks.hold(handle, f"another process is training in {directory}; wait for it, or name another --run-dir")
         yield
@@ -87,12 +90,10 @@ def alone(directory: Path) -> Iterator[None]:
 
 def create(directory: Path, configuration: config.Config, vocabulary: vocab.Vocab) -> None:
     """Makes the run directory with its description. Raises `UserError` if it cannot be written."""
-    try:
+    with _writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         vocabulary.save(directory / "vocabulary.tsv")
         write_json(directory / "config.json", config.to_dict(configuration))  # last: it is what makes the directory a run
-    except OSError as error:
-        raise UserError(f"the run directory {directory} cannot be written: {error.strerror or error}") from error
 
 
 def read_config(directory: Path) -> config.Config:
