@@ -16,11 +16,6 @@ PAYS = 1.05  # a larger batch that gives less than so many times the photos a se
 CNN_WORK = {"eval": 1, "frozen": 1, "frozen_5": 1.2, "joint": 4.5, "joint_5": 4.7}
 
 
-def times_faster(seconds: float, batch: int) -> dict[str, float]:
-    """How many times as fast as each of 2016 a training step of a batch is that takes so many seconds."""
-    return {who: then * batch / THEN_BATCH / seconds for who, then in THEN_S.items()}
-
-
 def rows(results: list[dict]) -> list[list[str]]:
     """The table of results."""
     lines = [["step", "batch", "input", "ms", "min – max", "photos/s/device", "GFLOP", "GB", "of peak", "memory", "compile",

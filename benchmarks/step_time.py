@@ -13,7 +13,8 @@ from pathlib import Path
 import jax
 
 from benchmarks import real_input, timing, top_ops, workload
-from benchmarks.step_report import PAYS, comparison, growing, heading, input_of, named, notes, rows, saturated, times_faster, to_go_s
+from benchmarks.step_report import (PAYS, THEN_BATCH, THEN_S, comparison, growing, heading, input_of, named, notes, rows,
+                                    saturated, to_go_s)
 from benchmarks.program import Program
 from benchmarks.timing import Peak, short
 from benchmarks.workload import CACHED_8, FIVE
@@ -54,7 +55,7 @@ def measure(kind: workload.Kind, of: workload.Settings, model: tuple, batch: int
         "set_up_s": ready - start, "compile_s": compile_s, "loss": [loss, last_loss],
         **costs(lowered, compiled, of, model[0], batch * kind.captions // devices, train=kind.train, together=kind.together),
         "captions_per_photo": kind.captions,
-        "times_faster": times_faster(seconds, batch) if kind.train and not arguments.tiny else {},
+        "times_faster": {who: then * batch / THEN_BATCH / seconds for who, then in THEN_S.items() if kind.train and not arguments.tiny},
     }
     best = peaks(arguments)
     rate = best and getattr(best, of.config.encoder.dtype)
