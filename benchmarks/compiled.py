@@ -16,16 +16,18 @@ from jaxcap.errors import UserError, run_command
 
 TPU_GHZ = {"TPU v4": 1.05, "TPU v5 lite": 1.5, "TPU v5": 1.75, "TPU v6 lite": 1.75}  # of the clock that estimated cycles count
 SHOWN = 20
+RESIDENT = 6000
 
 
-def read(kind: workload.Kind, of: workload.Settings, model: tuple, batch: int, devices: list[jax.Device],
+def read(kind: workload.Kind, of: workload.Settings, model: tuple, batch: int, devices: list[jax.Device], resident: int,
          text: Path | None = None) -> dict:
     """Compiles one kind of step for the devices and says what one of them is sent to do in a step; a JSON object.
 
-    text: a directory, which exists, for the program as XLA prints it.
+    resident: photos or features that every device keeps; a step that turns over all of them shows only if they are as many as a data
+    set has. text: a directory, which exists, for the program as XLA prints it.
     """
     lowered = workload.Step(kind, of, *model, batch, devices=jax.devices("cpu")[:1]).lower(
-        {"gpu": "cuda"}.get(platform := _platform(devices), platform), devices)
+        {"gpu": "cuda"}.get(platform := _platform(devices), platform), devices, resident)
     start = time.perf_counter()
     compiled = lowered.compile()
     compile_s = time.perf_counter() - start
@@ -120,6 +122,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--devices", type=timing.count, default=1, metavar="N", help="how many of them (default: 1)")
     parser.add_argument("--kinds", nargs="+", choices=tuple(KINDS), default=list(DEFAULT), help="kinds of step, see benchmarks.step_time")
     parser.add_argument("--batch", nargs="+", type=timing.count, default=[], metavar="N", help="photos on all devices (default: 32)")
+    parser.add_argument("--resident", type=timing.count, default=RESIDENT, metavar="N",
+                        help=f"photos, or features of them, that every device keeps (default: {RESIDENT:,}, Flickr8k's training set)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the arithmetic (default: bfloat16)")
     parser.add_argument("--largest", nargs="?", type=timing.count, const=SHOWN, default=0, metavar="N",
                         help=f"also list the N kernels of every step that weigh most (default: {SHOWN})")
@@ -141,7 +145,8 @@ def run(arguments: argparse.Namespace) -> int:
     of = workload.settings(tiny=arguments.tiny, dtype=arguments.dtype, overrides=arguments.overrides)
     file = timing.ResultFile(arguments.json, f"compiled for {arguments.device} {arguments.dtype}")
     file.result["device"] = {"name": arguments.device, "kind": devices[0].device_kind, "count": len(devices)}
-    file.result["settings"] = {"config": configs.to_dict(of.config), "vocabulary": of.vocabulary, "tokens": of.tokens, "tiny": arguments.tiny}
+    file.result["settings"] = {"config": configs.to_dict(of.config), "vocabulary": of.vocabulary, "tokens": of.tokens, "tiny": arguments.tiny,
+                               "resident": arguments.resident}
     model = workload.model(of, platform=_platform(devices))
     print(f"compiled for {len(devices)} × {devices[0].device_kind}, {arguments.dtype} · {timing.describe(file.result['machine'])}", flush=True)
     for batch in arguments.batch or [of.config.batch_size]:
@@ -149,7 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"--batch {batch} cannot be divided by {len(devices)} devices")
         for name in arguments.kinds:
             print(f"  {name}, batch {batch} …", end="", file=sys.stderr, flush=True)
-            file.result["results"].append(result := read(KINDS[name], of, model, batch, devices, arguments.text))
+            file.result["results"].append(result := read(KINDS[name], of, model, batch, devices, arguments.resident, arguments.text))
             print(f" {short(result['kernels'])} kernels", file=sys.stderr)
             file.save(rows(file.result["results"]))
     print("\n" + timing.table(rows(file.result["results"])))

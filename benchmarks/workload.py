@@ -6,7 +6,7 @@ Nothing is zero or constant: zeros can be faster than real numbers, and hide res
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,18 +142,21 @@ class Step:
         self._train, self.together = kind.train, kind.together
         self._step = self.devices.wrap(self._function, **self._wrap)
 
-    def lower(self, platform: str = "", devices: Sequence[jax.Device] = ()) -> jax.stages.Lowered:
+    def lower(self, platform: str = "", devices: Sequence[jax.Device] = (), resident_rows: int = 0) -> jax.stages.Lowered:
         """The step as it is handed to the compiler, here or, named "cuda" or "tpu", of a platform that need not be here.
 
-        devices: of that platform, which it is compiled for (`benchmarks.absent`). pmap offers no such look; shard_map's program is
-        the same one.
+        devices: of that platform, which it is compiled for (`benchmarks.absent`), with resident_rows photos or features on each, if
+        not as many as here. pmap offers no such look; shard_map's program is the same one.
         """
         wrapped = self._step
         if self.devices.mode != "shard_map" or devices:
             wrapped = Parallel("shard_map", list(devices)).wrap(self._function, **self._wrap)
         batch = next(self._batches)
         self._batches = itertools.chain([batch], self._batches)  # it is still to come
-        arguments = self._arguments(batch)
+        table = self._table
+        if resident_rows:
+            table = replace(table, rows=jax.ShapeDtypeStruct((resident_rows, *table.rows.shape[1:]), table.rows.dtype))
+        arguments = self._arguments(batch, table)
         if devices:  # what arrays live on here is no matter there
             arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
         return wrapped.trace(*arguments).lower(lowering_platforms=(platform,) if platform else None)
@@ -165,7 +168,7 @@ class Step:
 
     def __call__(self) -> PyTree:
         """Dispatches one step, or those that go together, and returns what it reports."""
-        arguments = self._arguments(next(self._batches))
+        arguments = self._arguments(next(self._batches), self._table)
         if self._train:
             self._state, reported = self._step(*arguments)
         else:
@@ -182,9 +185,9 @@ class Step:
         """Nats per token of a step that has been dispatched, the last one of a call."""
         return float(np.ravel(reported.loss)[-1]) if self._train else float(reported[0] / reported[1])
 
-    def _arguments(self, batch: Batch) -> tuple:
+    def _arguments(self, batch: Batch, table: resident.Table | None) -> tuple:
         batch = self.devices.hand(batch)
-        return (self._state, batch, self._table, self._look) if self._train else (*self._state, batch, self._table)
+        return (self._state, batch, table, self._look) if self._train else (*self._state, batch, table)
 
 
 def _batches(random: np.random.Generator, of: Settings, batch: int, rows: int, kind: Kind) -> Iterator[Batch]:

@@ -163,6 +163,16 @@ def test_the_command_reads_steps_and_sets_them_beside_earlier_ones(tmp_path, cap
     assert "\ncached, batch 8\n" in said
 
 
+def test_what_stays_on_the_device_is_as_large_as_asked_for_and_read_in_part(tmp_path):
+    path, of = tmp_path / "steps.json", []
+    for resident in ("8", "4008"):
+        assert compiled.main(["--device", "cpu", "--tiny", "--kinds", "eval", "--resident", resident, "--json", str(path)]) == 0
+        of += json.loads(path.read_text())["results"]
+    small, large = of
+    assert large["program_gib"] - small["program_gib"] == pytest.approx(4000 * 32 * 32 * 3 / 2**30)
+    assert large["gb"] == pytest.approx(small["gb"], rel=1e-6)
+
+
 def test_programs_that_do_not_compare_are_told_apart():
     file = json.loads((RECORDS / "2026-11-27-compiled-h200.json").read_text("utf-8"))
     assert "beware" not in compiled.comparison(file, file)
