@@ -91,7 +91,8 @@ def comparison(old: dict, new: dict) -> str:
     """The numbers of two result files side by side, for the steps that both have, with a warning where they do not compare."""
 
     def about(file):
-        return {"device": file["device"]["kind"], "devices": file["device"]["count"], "jax": file["machine"]["jax"]}
+        return {"device": file["device"]["kind"], "devices": file["device"]["count"], "jax": file["machine"]["jax"],
+                "resident": file["settings"].get("resident", "the benchmark's own few")}
 
     before = {(r["kind"], r["batch"]): r for r in old["results"]}
     lines = [["step", "batch", "kernels", "GB", "memory, GiB", "at peak, ms", "XLA expects, ms"]]

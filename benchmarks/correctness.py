@@ -125,7 +125,7 @@ def beam_search(beam: int, of: Settings, model: tuple, variants: list[str], batc
         config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, dtype=dtype))
         decode = inference.decoder(captioners.build(config, of.vocabulary), dataclasses.replace(config.search, beam=beam),
                                    configs.encoder_size(config), devices)
-        return jax.device_get(decode(*devices.replicate((params, batch_stats)), devices.shard(features_BPF)))
+        return jax.device_get(decode(devices.replicate(params), None, devices.shard(features_BPF)))
 
     with jax.default_device(_host()):
         reference = found_by("float32", _host())

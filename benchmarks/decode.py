@@ -57,8 +57,10 @@ def measure(source: str, beam: int, batch: int, of: workload.Settings, model: tu
     search = dataclasses.replace(of.config.search, beam=beam)
     decode = inference.decoder(captioner, search, configs.encoder_size(of.config), devices)
 
+    look = devices.replicate(inference.look(captioner, params, batch_stats, None if source == "photos" else drawn))
+
     def call():
-        return decode(params, batch_stats, devices.shard(next(seen)))
+        return decode(params, look, devices.shard(next(seen)))
 
     start = time.perf_counter()
     words = float((np.asarray(call().tokens_BKT)[:, 0] != 0).sum(1).mean())

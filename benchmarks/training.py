@@ -73,7 +73,8 @@ def train(config: Config, count: int, total: int, devices: Parallel) -> dict:
 
     decode = inference.decoder(captioner, config.search, SIZE, devices)
     image_NHWC, captions = draw(256, seed=3)
-    written = inference.captions(decode, state.params, state.batch_stats, words, devices, inference.rows(image_NHWC, 64))
+    look = devices.replicate(inference.look(captioner, state.params, state.batch_stats))
+    written = inference.captions(decode, state.params, look, words, devices, inference.rows(image_NHWC, 64))
     right = np.mean([found[0].text == caption for found, caption in zip(written, captions, strict=True)])
     return {"steps": total, "loss": [first_loss, loss], "captions_right": float(right), "compile_s": ready - start,
             "train_s": trained - ready, "step_ms": 1000 * (trained - ready) / max(total - 1, 1),

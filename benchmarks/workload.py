@@ -132,10 +132,10 @@ class Step:
             self._function = functools.partial(function, captioner=captioner, phase=phase, optimizer=optimizer,
                                                augment=augment.augmentation(config.augment, size))
             if phase.train == "decoder" and not kind.cached:
-                self._look = self.devices.replicate(jax.jit(captioner.frozen_encode)(params, batch_stats))
+                self._look = self.devices.replicate(captioner.folded(params, batch_stats))
             self._wrap = {"in_sharded": (False, True, False, False), "donate": (0,)}
         else:
-            self._state = (params, batch_stats)
+            self._state = params, self.devices.replicate(captioner.folded(params, batch_stats))
             self._function = functools.partial(steps.eval_step, captioner=captioner,
                                                crop=functools.partial(augment.central_crop, size=size))
             self._wrap = {"in_sharded": (False, False, True, False)}

@@ -47,7 +47,7 @@ def captions(run: runs.Run, settings: configs.Search, paths: list[Path], *,
     batch_size = -(-min(batch_size, len(paths)) // devices.size) * devices.size
     decode = inference.decoder(run.captioner, settings, run.pack([configs.encoder_size(m.config) for m in run.members]),
                                devices, run.vocab)
-    params, batch_stats = devices.replicate((run.params, run.batch_stats))
+    params, look = devices.replicate((run.params, inference.look(run.captioner, run.params, run.batch_stats)))
     sizes = [member.config.data.size for member in run.members]
 
     def read(path: Path) -> dict[int, np.ndarray] | str:
@@ -67,7 +67,7 @@ def captions(run: runs.Run, settings: configs.Search, paths: list[Path], *,
             if good:
                 image_BHWC = {size: np.resize([image[size] for image in good], (batch_size, size, size, 3)) for size in sizes}
                 seen = run.pack([image_BHWC[size] for size in sizes])
-                written = inference.captions(decode, params, batch_stats, run.vocab, devices, [(seen, len(good))], start)
+                written = inference.captions(decode, params, look, run.vocab, devices, [(seen, len(good))], start)
             for path, image in zip(part, images):
                 yield path, image if isinstance(image, str) else next(written)
 

@@ -4,6 +4,7 @@
 (`flat.py`).
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -61,13 +62,18 @@ class Captioner:
     def frozen_encode(self, params: PyTree, batch_stats: PyTree) -> Callable[[Array], Array]:
         """A pure function from photos [B, H, W, C] in [0, 1] to features [B, P, F], batch norm folded into filters.
 
-        It is a pytree, as `encoders.fold` makes them: for steps that all look through the same encoder jit makes it once, and
-        they take it as an argument.
+        It is a pytree that carries the weights. For steps or searches that all look through the same encoder `folded` makes it once,
+        and they take it as an argument.
         """
         variables = {"params": flat.unpack(params["encoder"]), "batch_stats": flat.unpack(batch_stats)}
         folded = encoders.fold(self.spec, variables, dtype=self.encoder.dtype, kernel_dtype=self.encoder_kernels,
                                remat=self.encoder.remat, outputs_first=self.platform == "gpu")
         return jax.tree_util.Partial(self._look, folded)
+
+    @functools.cached_property
+    def folded(self) -> Callable[[PyTree, PyTree], Callable[[Array], Array]]:
+        """`frozen_encode`, compiled."""
+        return jax.jit(self.frozen_encode)
 
     @property
     def attends(self) -> bool:

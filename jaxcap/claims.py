@@ -282,11 +282,11 @@ def _pooled(split: records.Split, configuration: configs.Config, captioner: capt
     """Features float32 [N, F], the mean over positions, of a split's first `PROBE_PHOTOS` photos; cached ones are used."""
     found = features.find(split, configuration, params, batch_stats)
     encode = features.encoder(captioner, configs.encoder_size(configuration), devices)
-    placed = devices.replicate(({"encoder": params["encoder"]}, batch_stats))
+    look = devices.replicate(inference.look(captioner, {"encoder": params["encoder"]}, batch_stats, found))
     size = -(-configuration.eval_batch_size // devices.size) * devices.size
     parts = []
     for rows, real in inference.rows(np.arange(min(len(split), PROBE_PHOTOS)), size):
-        features_BPF = encode(*placed, devices.shard(split.images(rows))) if found is None else found[rows]
+        features_BPF = encode(look, devices.shard(split.images(rows))) if found is None else found[rows]
         parts.append(np.asarray(features_BPF)[:real].mean(axis=1, dtype=np.float32))
     return np.concatenate(parts)
 

@@ -45,6 +45,7 @@ class Evaluator:
         self.count = min(limit, len(split)) or len(split)
         self.references = metrics.References(dict(zip(split.image_ids[:self.count], split.captions)))
         self.batch_size = -(-configuration.eval_batch_size // devices.size) * devices.size
+        self._captioner = captioner
         self._decode = inference.decoder(captioner, configuration.search, sizes if others else sizes[0], devices, vocab)
 
     def captions(self, params: PyTree, batch_stats: PyTree,
@@ -54,6 +55,7 @@ class Evaluator:
         Parameters and statistics may lie anywhere. For an ensemble all three are tuples with an item a member.
         """
         params, batch_stats = self.devices.replicate((params, batch_stats))
+        look = self.devices.replicate(inference.look(self._captioner, params, batch_stats, features_NPF))
         given = features_NPF if isinstance(features_NPF, tuple) else (features_NPF,)
         batches = [features.photo_batches(split, self.batch_size) if array is None
                    else inference.rows(array[:self.count], self.batch_size)
@@ -61,7 +63,7 @@ class Evaluator:
         batches = inference.together(batches) if len(batches) > 1 else batches[0]
         best = []
         with progress.bar(f"captions of {self.split.name}", self.count) as bar:
-            for found in inference.captions(self._decode, params, batch_stats, self.vocab, self.devices, batches):
+            for found in inference.captions(self._decode, params, look, self.vocab, self.devices, batches):
                 best.append(found[0])
                 bar.update()
                 if len(best) == self.count:

@@ -4,6 +4,7 @@ A decoder that attends says it itself. For one that is shown the photo once, par
 says by how much each word's log-probability falls (occlusion: Zeiler & Fergus 2014, arXiv 1311.2901).
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,7 +69,8 @@ class Explainer:
         if run.joined:
             raise UserError("--explain looks into one run; leave out --with")
         self._run = run
-        self._encode = jax.jit(lambda params, batch_stats, image_BHWC: run.captioner.frozen_encode(params, batch_stats)(image_BHWC))
+        look = run.captioner.folded(run.params, run.batch_stats)
+        self._encode = functools.partial(jax.jit(lambda look, image_BHWC: look(image_BHWC)), look)
         self._attend = jax.jit(lambda *given: run.captioner.logits_and_attention(*given)[1])
 
     def explain(self, image_HWC: np.ndarray, caption: str) -> Explanation:
@@ -82,13 +84,10 @@ class Explainer:
         shown = np.round(255 * image_SSC).astype(np.uint8)
         return Explanation(shown, [run.vocab.words[token] for token in tokens], maps_Thw, run.captioner.attends)
 
-    def _features(self, image_BHWC: np.ndarray) -> jax.Array:
-        return self._encode(self._run.params, self._run.batch_stats, image_BHWC)
-
     def _attention(self, image_SSC: np.ndarray, tokens: list[int]) -> np.ndarray:
         length = -(-len(tokens) // LENGTHS) * LENGTHS  # what follows a word does not change its map
         inputs_BT = jnp.array([[BOS, *tokens[:-1], *[PAD] * (length - len(tokens))]])
-        weights_BTP = self._attend(self._run.params, self._features(image_SSC[None]), inputs_BT)
+        weights_BTP = self._attend(self._run.params, self._encode(image_SSC[None]), inputs_BT)
         side = math.isqrt(weights_BTP.shape[-1])
         return np.asarray(weights_BTP[0, :len(tokens)], np.float32).reshape(-1, side, side)
 
@@ -108,7 +107,7 @@ class Explainer:
     def _log_probs(self, image_BHWC: np.ndarray, tokens: list[int]) -> np.ndarray:
         """Natural logarithm [B, T] of the probability of each word of one caption, for several photos."""
         inputs_BT = jnp.broadcast_to(jnp.array([BOS, *tokens[:-1]]), (len(image_BHWC), len(tokens)))
-        logits_BTV = self._run.captioner.logits(self._run.params, self._features(image_BHWC), inputs_BT)
+        logits_BTV = self._run.captioner.logits(self._run.params, self._encode(image_BHWC), inputs_BT)
         return np.asarray(jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), jnp.array(tokens)[None, :, None], axis=2)[..., 0])
 
 

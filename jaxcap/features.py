@@ -33,23 +33,24 @@ PyTree = Any
 
 def encoder(captioner: Captioner, size: int, parallel: Parallel,
             augment: configs.Augment = configs.Augment()) -> Callable[..., jax.Array]:
-    """A compiled function from parameters, statistics and uint8 photos [B, H, W, C] to what the decoder needs of their features.
+    """A compiled function from the frozen encoder (`Captioner.folded`) and uint8 photos [B, H, W, C] to what the decoder needs of
+    their features.
 
     That is the mean of all positions, float32 [B, 1, F], or for a decoder that attends the whole map, float16 [B, P, F].
     Where `augment` distorts photos the function takes a key too; otherwise it sees the central crop.
     """
     distort = augmentation(augment, size)
 
-    def encode(params, batch_stats, image_BHWC, key):
+    def encode(look, image_BHWC, key):
         seen_BHWC = distort(jax.random.fold_in(key, jax.lax.axis_index(AXIS)), image_BHWC)
-        features_BPF = captioner.frozen_encode(params, batch_stats)(seen_BHWC)
+        features_BPF = look(seen_BHWC)
         if captioner.attends:
             return features_BPF.astype(jnp.float16)
         return features_BPF.astype(jnp.float32).mean(axis=1, keepdims=True)
 
-    compiled = parallel.wrap(encode, in_sharded=(False, False, True, False), out_sharded=True, typed=False)
+    compiled = parallel.wrap(encode, in_sharded=(False, True, False), out_sharded=True, typed=False)
     nothing = jax.random.PRNGKey(0)
-    return lambda params, batch_stats, image_BHWC, key=nothing: compiled(params, batch_stats, image_BHWC, key)
+    return lambda look, image_BHWC, key=nothing: compiled(look, image_BHWC, key)
 
 
 def photo_batches(split: Split, batch_size: int, start: int = 0) -> Iterator[tuple[np.ndarray, int]]:
@@ -148,8 +149,8 @@ def _compute(path: Path, split: Split, configuration, captioner, params, batch_s
     size = configs.encoder_size(configuration)
     encode = encoder(captioner, size, parallel)
     distorted = encoder(captioner, size, parallel, configuration.augment)
-    one = jax.eval_shape(encode, {"encoder": params["encoder"]}, batch_stats,
-                         jax.ShapeDtypeStruct((batch_size, *split.images([0]).shape[1:]), np.uint8))
+    look = parallel.replicate(captioner.folded({"encoder": params["encoder"]}, batch_stats))
+    one = jax.eval_shape(encode, look, jax.ShapeDtypeStruct((batch_size, *split.images([0]).shape[1:]), np.uint8))
     shape = (len(split) * views, *one.shape[1:])
     needed, free = math.prod(shape) * one.dtype.itemsize, shutil.disk_usage(path.parent).free
     if not done and needed > free:
@@ -163,7 +164,6 @@ def _compute(path: Path, split: Split, configuration, captioner, params, batch_s
             partial.unlink()
         raise
     features_NVPF = features_NPF.reshape(len(split), views, *one.shape[1:])
-    params, batch_stats = parallel.replicate(({"encoder": params["encoder"]}, batch_stats))
 
     def write(seen: list[jax.Array], first: int, real: int) -> None:
         for view, features_BPF in enumerate(seen):
@@ -178,7 +178,7 @@ def _compute(path: Path, split: Split, configuration, captioner, params, batch_s
             for image_BHWC, real in photo_batches(split, batch_size, done):
                 image_BHWC = parallel.shard(image_BHWC)
                 keys = [jax.random.fold_in(jax.random.PRNGKey(view), done) for view in range(1, views)]
-                seen = [encode(params, batch_stats, image_BHWC), *(distorted(params, batch_stats, image_BHWC, key) for key in keys)]
+                seen = [encode(look, image_BHWC), *(distorted(look, image_BHWC, key) for key in keys)]
                 if pending:  # one batch late, so that the device goes on while the host writes
                     write(*pending)
                 pending = seen, done, real

@@ -57,7 +57,7 @@ def prepare(session: Session, state: TrainState, phase: configs.Phase) -> Feed:
     else:
         kind, fetch, size = "image_BHWC", split.images, len(split) * config.data.size**2 * 3
         if phase.train == "decoder":
-            look = devices.replicate(jax.jit(session.captioner.frozen_encode)(state.params, state.batch_stats))
+            look = devices.replicate(session.captioner.folded(state.params, state.batch_stats))
     asked, table = config.data.resident, None
     if asked == "yes" or (asked == "auto" and size <= config.data.resident_gib * 2**30):
         whole = split.images(range(len(split))) if array is None else np.asarray(array)

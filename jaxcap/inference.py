@@ -38,8 +38,9 @@ class Caption:
 
 def decoder(captioner: Captioner | Ensemble, settings: configs.Search, size: int | tuple[int, ...], parallel: Parallel,
             vocab: Vocab | None = None) -> Callable[..., search.Captions]:
-    """A compiled `decode(params, batch_stats, seen, first=0)` from uint8 photos or features to the captions of each.
+    """A compiled `decode(params, look, seen, first=0)` from uint8 photos or features to the captions of each.
 
+    `look` is the frozen encoder that sees photos, as the function `look` gives it on the devices; features need none.
     Words that say nothing (padding, start, unknown) are never written. Where captions are drawn, `first` is the number of the
     first photo: what is written for a photo depends on the seed and its number, not on the batch or the devices.
 
@@ -60,8 +61,8 @@ def decoder(captioner: Captioner | Ensemble, settings: configs.Search, size: int
         options |= {"beam": settings.beam, "must_contain": words(settings.must_contain), "groups": settings.groups,
                     "diversity": settings.diversity}
 
-    def decode(params, batch_stats, seen, first):
-        context, state = captioner.start(params, _features(captioner, params, batch_stats, seen, size))
+    def decode(params, look, seen, first):
+        context, state = captioner.start(params, _features(look, seen, size))
         step, batch = functools.partial(captioner.step, params, context), jax.tree.leaves(seen)[0].shape[0]
         penalty = None
         if settings.coverage:
@@ -75,7 +76,17 @@ def decoder(captioner: Captioner | Ensemble, settings: configs.Search, size: int
         return consensus.rank(found) if settings.consensus else found
 
     compiled = parallel.wrap(decode, in_sharded=(False, False, True, False), out_sharded=True, typed=False)
-    return lambda params, batch_stats, seen, first=0: compiled(params, batch_stats, seen, np.int32(first))
+    return lambda params, look, seen, first=0: compiled(params, look, seen, np.int32(first))
+
+
+def look(captioner: Captioner | Ensemble, params: PyTree, batch_stats: PyTree, given: PyTree = None) -> PyTree:
+    """The frozen encoder of a captioner, or a tuple of its members'; None where features are `given` and no photo is seen.
+
+    It is made once for all batches: on an accelerator to fold batch norm takes as many kernels as to see photos.
+    """
+    if isinstance(captioner, Ensemble):
+        return tuple(map(look, captioner.members, params, batch_stats, given or (None,) * len(captioner.members)))
+    return captioner.folded(params, batch_stats) if given is None else None
 
 
 def covering(captioner: Captioner, params: PyTree, context: PyTree, weight: float) -> tuple[Callable, Callable]:
@@ -113,13 +124,13 @@ def word_ids(words: Sequence[str], vocab: Vocab | None) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _features(captioner, params, batch_stats, seen, size):
-    if isinstance(captioner, Ensemble):
-        return tuple(map(_features, captioner.members, params, batch_stats, seen, size))
-    return captioner.frozen_encode(params, batch_stats)(central_crop(seen, size)) if seen.ndim == 4 else seen
+def _features(look, seen, size):
+    if isinstance(seen, tuple):
+        return tuple(map(_features, look or (None,) * len(seen), seen, size))
+    return look(central_crop(seen, size)) if seen.ndim == 4 else seen
 
 
-def captions(decode: Callable, params: PyTree, batch_stats: PyTree, vocab: Vocab, parallel: Parallel,
+def captions(decode: Callable, params: PyTree, look: PyTree, vocab: Vocab, parallel: Parallel,
              batches: Iterable[tuple[PyTree, int]], first: int = 0) -> Iterator[list[Caption]]:
     """For every photo its captions, best first (drawn ones as drawn).
 
@@ -128,7 +139,7 @@ def captions(decode: Callable, params: PyTree, batch_stats: PyTree, vocab: Vocab
     """
     pending = None
     for seen, real in batches:  # one batch late, so that the device decodes while the host spells
-        decoded = decode(params, batch_stats, parallel.shard(seen), first), real
+        decoded = decode(params, look, parallel.shard(seen), first), real
         first += real
         if pending:
             yield from _spell(*pending, vocab)

@@ -201,11 +201,12 @@ def draw_step(state: TrainState, batch: Batch, table: Table | None, references: 
     return batch._replace(tokens_BT1=tokens_BT1, reward_B=reward_B, baseline_B=baseline_B)
 
 
-def eval_step(params: PyTree, batch_stats: PyTree, batch: Batch, table: Table | None, *, captioner: Captioner,
+def eval_step(params: PyTree, look: Callable[[Array], Array] | None, batch: Batch, table: Table | None, *, captioner: Captioner,
               crop: Callable[[Array], Array]) -> tuple[Array, Array]:
-    """Summed cross-entropy in nats and number of tokens over all devices; perplexity is exp of their ratio."""
+    """Summed cross-entropy in nats and number of tokens over all devices; perplexity is exp of their ratio. `look` sees photos, as
+    `Captioner.folded` gives it; features need none."""
     seen = _look(batch, table)
-    features_BPF = seen if seen.ndim == 3 else captioner.frozen_encode(params, batch_stats)(crop(seen))
+    features_BPF = seen if seen.ndim == 3 else look(crop(seen))
     outputs_TBW, _ = captioner.outputs_and_attention(params, features_BPF, batch.tokens_BT1[:, :-1])
     targets_TB = batch.tokens_BT1[:, 1:].T
     total = losses.projected_sum(outputs_TBW, *captioner.projection(params), targets_TB)

@@ -75,7 +75,7 @@ def test_every_search_lowers_for_gpus_and_tpus_with_no_product_in_another_arithm
     captioner, params, batch_stats = model(of)
     asked = configs.change(of.config, search).search
     decode = jax.jit(inference.decoder(captioner, asked, configs.encoder_size(of.config), Parallel("shard_map", jax.devices()[:2])))
-    traced = decode.trace(params, batch_stats, jnp.zeros((4, 36, 36, 3), jnp.uint8))
+    traced = decode.trace(params, inference.look(captioner, params, batch_stats), jnp.zeros((4, 36, 36, 3), jnp.uint8))
     for platform in ("cuda", "tpu"):
         hlo = traced.lower(lowering_platforms=(platform,)).as_text()
         found = list(factors(hlo))
@@ -112,16 +112,20 @@ def test_batch_statistics_and_their_gradient_are_two_sums_at_once_on_nvidia_card
     assert not of_two.findall(joint.lower("tpu").as_text())
 
 
-def test_a_frozen_step_is_given_folded_filters_in_the_order_that_cudnn_reads(model):
+def test_a_frozen_encoder_is_given_folded_with_its_filters_in_the_order_that_cudnn_reads(model):
     of = settings("bfloat16")
-    step = step_of("frozen", of, model)
-    hlo = step.lower("cuda").as_text()
-    assert "stablehlo.rsqrt" not in hlo  # what folding begins with
-    assert "rsqrt" in step_of("eval", of, model).lower("cuda").as_text()
-    given = {tuple(leaf.shape) for leaf in jax.tree.leaves(step._look) if leaf.ndim == 4}
-    assert (32, 3, 3, 3) in given and (3, 3, 3, 32) not in given
-    assert {leaf.dtype for leaf in jax.tree.leaves(step._look)} == {jnp.dtype(jnp.bfloat16)}
     captioner, params, batch_stats = model(of)
+    look = inference.look(captioner, params, batch_stats)
+    decode = jax.jit(inference.decoder(captioner, of.config.search, configs.encoder_size(of.config), Parallel("shard_map", jax.devices()[:1])))
+    frozen = step_of("frozen", of, model)
+    given = decode.trace(params, look, jnp.zeros((4, 36, 36, 3), jnp.uint8)).lower(lowering_platforms=("cuda",))
+    for lowered in (frozen.lower("cuda"), step_of("eval", of, model).lower("cuda"), given):
+        assert "rsqrt" not in lowered.as_text()  # what folding begins with
+    assert "rsqrt" in captioner.folded.trace(params, batch_stats).lower(lowering_platforms=("cuda",)).as_text()
+    for leaves in map(jax.tree.leaves, (frozen._look, look)):
+        shapes = {tuple(leaf.shape) for leaf in leaves if leaf.ndim == 4}
+        assert (32, 3, 3, 3) in shapes and (3, 3, 3, 32) not in shapes
+        assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.bfloat16)}
     image_BHWC = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
     found = captioner.frozen_encode(params, batch_stats)(image_BHWC)
     expected = dataclasses.replace(captioner, platform="tpu").frozen_encode(params, batch_stats)(image_BHWC)

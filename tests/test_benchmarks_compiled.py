@@ -177,10 +177,10 @@ def test_programs_that_do_not_compare_are_told_apart():
     file = json.loads((RECORDS / "2026-11-27-compiled-h200.json").read_text("utf-8"))
     assert "beware" not in compiled.comparison(file, file)
     other = file | {"device": file["device"] | {"count": 8}, "machine": file["machine"] | {"jax": "0.1"},
-                    "settings": file["settings"] | {"tiny": True}}
+                    "settings": file["settings"] | {"tiny": True, "resident": 6000}}
     warnings = [line for line in compiled.comparison(file, other).splitlines() if "beware" in line]
     assert warnings == ["  beware: devices differs: 1 → 8", f"  beware: jax differs: {file['machine']['jax']} → 0.1",
-                        "  beware: the settings differ, tiny: False → True"]
+                        "  beware: resident differs: the benchmark's own few → 6000", "  beware: the settings differ, tiny: False → True"]
     assert compiled.comparison(file, file | {"results": []}) == "nothing to compare: no step and batch is in both"
 
 

@@ -115,7 +115,7 @@ def test_captions_of_an_ensemble_have_the_probabilities_of_its_mean(folder):
     sizes = both.pack([config.encoder_size(m.config) for m in members])
     assert sizes == (24, 40) and isinstance(both.captioner, Ensemble)
     decode = inference.decoder(both.captioner, config.Search(beam=2, max_words=5), sizes, devices)
-    found = jax.device_get(decode(*devices.replicate((both.params, both.batch_stats)), devices.shard(photos)))
+    found = jax.device_get(decode(*devices.replicate((both.params, inference.look(both.captioner, both.params, both.batch_stats))), devices.shard(photos)))
     words_BT = found.tokens_BKT[:, 0]
     mean_BTV = 0.0
     for member, image_BHWC in zip(members, photos):

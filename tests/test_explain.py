@@ -62,8 +62,8 @@ def run(**captioner) -> SimpleNamespace:
         said = jnp.zeros((features_BPF.shape[0], inputs_BT.shape[1], 10))
         return said.at[:, :, 4].add(20 * features_BPF[:, :, 0])
 
-    known = {"attends": False, "logits": logits, "frozen_encode": lambda params, batch_stats: lambda image_BHWC: image_BHWC[
-        :, :8, :8].mean((1, 2))[:, None]}
+    known = {"attends": False, "logits": logits, "folded": lambda params, batch_stats: jax.tree_util.Partial(lambda image_BHWC: image_BHWC[
+        :, :8, :8].mean((1, 2))[:, None])}
     return SimpleNamespace(captioner=SimpleNamespace(**known | captioner), params={}, batch_stats={}, vocab=VOCAB, joined=(),
                            config=Config(data=Data(size=32), encoder=Encoder(size=32)))
 

@@ -151,5 +151,5 @@ def test_captions_are_searched_for():  # also where there are no such instructio
     captioner, params, batch_stats = workload.model(of)
     decode = inference.decoder(captioner, of.config.search, configs.encoder_size(of.config), Parallel("shard_map", jax.devices()[:1]))
     features = workload.features(np.random.default_rng(0), 4, captioner.spec.features)
-    found = decode(params, batch_stats, features)
+    found = decode(params, None, features)
     assert np.isfinite(found.log_probs_BK).all() and found.log_probs_BK.dtype == jnp.float32

@@ -343,6 +343,18 @@ def test_a_frozen_encoder_that_was_made_before_and_set_aside_gives_the_same_step
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), given.params, made.params)
 
 
+def test_a_frozen_encoder_of_other_weights_needs_no_other_program():
+    captioner, params, batch_stats = workload.model(workload.settings(tiny=True))
+    see = jax.jit(lambda look, image_BHWC: look(image_BHWC))
+    image_BHWC = jax.random.uniform(jax.random.key(0), (2, 24, 24, 3))
+    for factor in (1, 2):
+        others = jax.tree.map(lambda leaf: factor * leaf, params)
+        found = see(jax.jit(lambda *given: captioner.frozen_encode(*given))(others, batch_stats), image_BHWC)  # traced anew
+        np.testing.assert_allclose(found, captioner.encode(others, batch_stats, image_BHWC)[0], rtol=1e-4, atol=1e-5)
+        captioner.folded(others, batch_stats)
+    assert see._cache_size() == captioner.folded._cache_size() == 1
+
+
 @pytest.mark.parametrize("rule, mode", [("sgd", "pmap"), ("adamw", "shard_map")])
 def test_an_encoder_that_learns_packed_gives_the_same_step(rule, mode):
     """As NVIDIA cards have it, beside the same program with the arrays as they are: clipping, decay of matrices alone, an own rate."""

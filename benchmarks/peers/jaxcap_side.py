@@ -56,7 +56,7 @@ class Searched:
         random = np.random.default_rng(0)
         self._features = [workload.features(random, batch, captioner.spec.features) for _ in range(2)]
         self._drawn, self._shard = itertools.cycle(self._features), devices.shard
-        self._params, self._batch_stats = devices.replicate((params, batch_stats))
+        self._params = devices.replicate(params)
         self._decode = inference.decoder(captioner, of.config.search, configs.encoder_size(of.config), devices)
 
     def inputs(self) -> dict[str, np.ndarray]:
@@ -64,7 +64,7 @@ class Searched:
         return {"features_NBF": np.stack(self._features)[:, :, 0]}
 
     def __call__(self) -> search.Captions:
-        return self._decode(self._params, self._batch_stats, self._shard(next(self._drawn)))
+        return self._decode(self._params, None, self._shard(next(self._drawn)))
 
 
 class Side:

@@ -5,6 +5,7 @@ A network's file holds its module, its preprocessing and the tables that map pub
 """
 
 import difflib
+import functools
 import importlib
 import math
 from collections.abc import Callable
@@ -85,28 +86,35 @@ def init(module: nn.Module, key: jax.Array, size: int) -> dict:
     return jax.tree_util.tree_map_with_path(begin, shapes)
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["module", "outputs_first"])
+@dataclass(frozen=True)
+class Folded:
+    """An encoder as a pure function image_BHWC → features_BHWF that carries its weights, batch norm folded into the convolutions.
+
+    It is a pytree: jit may take it as an argument, and one of other weights needs no other program.
+    """
+
+    params: dict
+    module: nn.Module
+    outputs_first: bool = False  # kernels are kept as [out, height, width, in], in which order cuDNN reads them
+
+    def __call__(self, image_BHWC: jax.Array) -> jax.Array:
+        params = _moved(self.params, 0, -1) if self.outputs_first else self.params
+        return self.module.apply({"params": params}, image_BHWC, batch_norm="folded")
+
+
 def fold(spec: EncoderSpec, variables: dict, dtype=jnp.float32, kernel_dtype=None, remat: bool = False,
-         outputs_first: bool = False) -> Callable[[jax.Array], jax.Array]:
-    """The encoder as a pure function image_BHWC → features_BHWF, batch norm folded into the convolutions.
+         outputs_first: bool = False) -> Folded:
+    """The encoder with its batch norm folded into the convolutions.
 
-    kernel_dtype: of the kernels of 1×1 convolutions, if another than the arithmetic's (`jaxcap.products`). outputs_first: kernels are
-    kept as [out, height, width, in], in which order cuDNN reads them.
-
-    The function is a pytree (`jax.tree_util.Partial`) that carries the weights: jit may take it as an argument.
+    kernel_dtype: of the kernels of 1×1 convolutions, if another than the arithmetic's (`jaxcap.products`). outputs_first: as of `Folded`.
     """
     params = layers.rounded(layers.fold(variables, spec.epsilon), kernel_dtype)
     if dtype != jnp.float32:
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     if outputs_first:
         params = _moved(params, -1, 0)
-    module = spec.module(dtype=dtype, remat=remat)
-
-    def apply(params, image_BHWC):
-        if outputs_first:
-            params = _moved(params, 0, -1)
-        return module.apply({"params": params}, image_BHWC, batch_norm="folded")
-
-    return jax.tree_util.Partial(apply, params)
+    return Folded(params, spec.module(dtype=dtype, remat=remat), outputs_first)
 
 
 def _moved(params: dict, source: int, destination: int) -> dict:
