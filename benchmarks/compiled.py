@@ -148,11 +148,13 @@ def run(arguments: argparse.Namespace) -> int:
     file.result["device"] = {"name": arguments.device, "kind": devices[0].device_kind, "count": len(devices)}
     file.result["settings"] = {"config": configs.to_dict(of.config), "vocabulary": of.vocabulary, "tokens": of.tokens, "tiny": arguments.tiny,
                                "resident": arguments.resident}
-    model = workload.model(of, platform=_platform(devices))
-    print(f"compiled for {len(devices)} × {devices[0].device_kind}, {arguments.dtype} · {timing.describe(file.result['machine'])}", flush=True)
-    for batch in arguments.batch or [of.config.batch_size]:
+    batches = arguments.batch or [of.config.batch_size]
+    for batch in batches:
         if batch % len(devices):
             raise UserError(f"--batch {batch} cannot be divided by {len(devices)} devices")
+    model = workload.model(of, platform=_platform(devices))
+    print(f"compiled for {len(devices)} × {devices[0].device_kind}, {arguments.dtype} · {timing.describe(file.result['machine'])}", flush=True)
+    for batch in batches:
         for name in arguments.kinds:
             print(f"  {name}, batch {batch} …", end="", file=sys.stderr, flush=True)
             file.result["results"].append(result := read(KINDS[name], of, model, batch, devices, arguments.resident, arguments.text))

@@ -352,6 +352,8 @@ def check(config: Config) -> Config:
             if phase.reward.samples < 1 + (phase.reward.baseline == "others"):
                 raise UserError(f"phases.{i}.reward.samples={phase.reward.samples} is too few: a caption alone needs "
                                 "baseline=greedy, and baseline=others needs 2")
+            if phase.reward.samples > search_settings.MOST_BEAM:
+                raise UserError(f"phases.{i}.reward.samples must be at most {search_settings.MOST_BEAM:,}, not {phase.reward.samples}")
         if not 0 <= phase.sampling_share <= 1:
             raise UserError(f"phases.{i}.sampling_share must be in [0, 1], not {phase.sampling_share}")
         if phase.train == "all" and not decoder_trained and not phase.from_scratch:

@@ -194,7 +194,7 @@ def test_a_directory_that_cannot_be_written_to_is_refused_before_anything_is_com
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
     (["--device", "cpu", "--devices", "99"], "cpu has [0-9]+ devices?, so programs for 99 cannot be made"),
-    (["--device", "cpu", "--devices", "2", "--batch", "7"], "--batch 7 cannot be divided by 2 devices"),
+    (["--device", "cpu", "--devices", "2", "--batch", "8", "7"], "--batch 7 cannot be divided by 2 devices"),
     (["--compare", "nowhere.json"], "nowhere.json cannot be read"),
     (["--device", "cpu", "--compare", str(RECORDS / "2026-11-26-compiled-h200.json")], "compiled for h200, not for cpu"),
 ])

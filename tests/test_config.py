@@ -69,6 +69,7 @@ def test_a_bad_override_is_one_clear_sentence(assignment, words):
     (["decoder.unroll=-1"], "decoder.unroll must be a finite number that is not negative, not -1"),
     (["decoder.image=first", "decoder.deep_output=true"], "with 'first' words see no photo"),
     (["steps_per_dispatch=2", "phases.0.objective=reward"], "steps_per_dispatch must be 0 or 1"),
+    (["start=runs/one", "phases.0.objective=reward", "phases.0.reward.samples=100000"], "phases.0.reward.samples must be at most 1,000, not 100000"),
 ])
 def test_impossible_combinations_are_refused(changes, word):
     with pytest.raises(UserError, match=word):
