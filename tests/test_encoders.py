@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
+from benchmarks.peers.jaxcap_side import TINY
 from jaxcap import encoders
 from jaxcap.encoders import dense, densenet, inception, inception_resnet_v2, inception_v2, layers, shifted, winograd
 from jaxcap.encoders.efficientnet_lite import EfficientNetLite
@@ -446,3 +447,22 @@ def test_published_decays():
         with nn.intercept_methods(note):
             shapes(spec, 96)
         assert seen == {decay}
+
+
+def test_kernels_that_are_computed_as_one_are_set_side_by_side_when_folded_and_not_for_every_photo():
+    spec, kernels = encoders.get("inception_v3"), re.compile(r"stablehlo\.concatenate.*-> tensor<1x1x")
+    variables = jax.eval_shape(functools.partial(encoders.init, spec.module(), size=75), jax.random.key(0))
+    fold = jax.jit(functools.partial(encoders.fold, spec))
+    folded = jax.eval_shape(fold, variables)
+    see = jax.jit(lambda see, image_BHWC: see(image_BHWC))
+    assert not kernels.findall(see.lower(folded, jnp.zeros((1, 139, 139, 3))).as_text())
+    assert len(kernels.findall(fold.lower(variables).as_text())) == 10  # of 11 blocks; one has a single start
+    assert folded.variables["joined"]["mixed0"]["kernel"].shape == (1, 1, 192, 64 + 48 + 64 + 32)
+
+
+def test_a_folded_network_is_the_same_in_the_order_that_cudnn_reads():
+    variables = encoders.init(TINY.module(), jax.random.key(0), 31)
+    image_BHWC = jax.random.uniform(jax.random.key(1), (2, 31, 31, 3))
+    given, moved = (encoders.fold(TINY, variables, outputs_first=first) for first in (False, True))
+    assert moved.variables["joined"]["mixed0"]["kernel"].shape[0] == given.variables["joined"]["mixed0"]["kernel"].shape[-1] == 12
+    np.testing.assert_array_equal(moved(image_BHWC), given(image_BHWC))

@@ -86,37 +86,38 @@ def init(module: nn.Module, key: jax.Array, size: int) -> dict:
     return jax.tree_util.tree_map_with_path(begin, shapes)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["module", "outputs_first"])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["module", "outputs_first"])
 @dataclass(frozen=True)
 class Folded:
-    """An encoder as a pure function image_BHWC → features_BHWF that carries its weights, batch norm folded into the convolutions.
+    """An encoder as a pure function image_BHWC → features_BHWF that carries its weights, batch norm folded into the convolutions
+    and the kernels side by side that are computed as one.
 
     It is a pytree: jit may take it as an argument, and one of other weights needs no other program.
     """
 
-    params: dict
+    variables: dict
     module: nn.Module
     outputs_first: bool = False  # kernels are kept as [out, height, width, in], in which order cuDNN reads them
 
     def __call__(self, image_BHWC: jax.Array) -> jax.Array:
-        params = _moved(self.params, 0, -1) if self.outputs_first else self.params
-        return self.module.apply({"params": params}, image_BHWC, batch_norm="folded")
+        variables = _moved(self.variables, 0, -1) if self.outputs_first else self.variables
+        return self.module.apply(variables, image_BHWC, batch_norm="folded")
 
 
 def fold(spec: EncoderSpec, variables: dict, dtype=jnp.float32, kernel_dtype=None, remat: bool = False,
          outputs_first: bool = False) -> Folded:
-    """The encoder with its batch norm folded into the convolutions.
+    """The encoder `Folded`.
 
     kernel_dtype: of the kernels of 1×1 convolutions, if another than the arithmetic's (`jaxcap.products`). outputs_first: as of `Folded`.
     """
     params = layers.rounded(layers.fold(variables, spec.epsilon), kernel_dtype)
     if dtype != jnp.float32:
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    if outputs_first:
-        params = _moved(params, -1, 0)
-    return Folded(params, spec.module(dtype=dtype, remat=remat), outputs_first)
+    module = spec.module(dtype=dtype, remat=remat)
+    variables = {"params": params, **layers.joined(module, params, spec.image_size)}
+    return Folded(_moved(variables, -1, 0) if outputs_first else variables, module, outputs_first)
 
 
-def _moved(params: dict, source: int, destination: int) -> dict:
-    """The parameters with an axis of the convolutions' kernels elsewhere."""
-    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, source, destination) if leaf.ndim == 4 else leaf, params)
+def _moved(variables: dict, source: int, destination: int) -> dict:
+    """The variables with an axis of the convolutions' kernels elsewhere."""
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, source, destination) if leaf.ndim == 4 else leaf, variables)

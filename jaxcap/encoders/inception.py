@@ -115,7 +115,7 @@ class MixedBlock(nn.Module):
         average = block.pool and block.pooling != "max"
         if average:
             starts["pool"] = self.layer(channels, block.pool, name="pool")
-        started = dict(zip(starts, siblings(x_BHWC, list(starts.values()))))
+        started = dict(zip(starts, siblings(x_BHWC, list(starts.values()), self)))
         outputs = []
         for i, branch in enumerate(block.branches):
             y_BHWC = starts[i].normalize(started[i]) if i in starts else x_BHWC

@@ -142,11 +142,29 @@ def fold(variables: dict, epsilon: float = EPSILON) -> dict:
     return walk(variables["params"], variables["batch_stats"])
 
 
-def siblings(x_BHWC, layers: Sequence[ConvBN]) -> list[jax.Array]:
-    """The 1×1 convolutions of several layers on the same input, computed as one and not yet normalized."""
-    kernel = _factor(jnp.concatenate([layer.kernel for layer in layers], axis=-1), layers[0].dtype)
+def siblings(x_BHWC, layers: Sequence[ConvBN], block: nn.Module) -> list[jax.Array]:
+    """The 1×1 convolutions of several layers on the same input, computed as one and not yet normalized.
+
+    block: the module that they are in. Where its collection "joined" has their kernels side by side, they are read there (`joined`).
+    """
+    if block.has_variable("joined", "kernel"):
+        kernel = block.get_variable("joined", "kernel")
+    else:
+        kernel = jnp.concatenate([layer.kernel for layer in layers], axis=-1)
+        if block.is_mutable_collection("joined") and not block.is_initializing():
+            block.put_variable("joined", "kernel", kernel)
     ends = np.cumsum([layer.features for layer in layers])[:-1]
-    return jnp.split(convolve(x_BHWC.astype(layers[0].dtype), kernel), ends, axis=-1)
+    return jnp.split(convolve(x_BHWC.astype(layers[0].dtype), _factor(kernel, layers[0].dtype)), ends, axis=-1)
+
+
+def joined(network: nn.Module, params: dict, size: int) -> dict:
+    """The collection "joined" of a network with folded parameters, for photos of any size; `size` is one that it takes."""
+
+    def kernels(params):
+        photo_BHWC = jnp.zeros((1, size, size, 3))
+        return network.apply({"params": params}, photo_BHWC, batch_norm="folded", mutable=["joined"])[1]
+
+    return jax.jit(kernels)(params)  # of the network itself nothing is left once this is compiled
 
 
 def rounded(params: dict, dtype: jnp.dtype | None) -> dict:
