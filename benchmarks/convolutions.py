@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import functools
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -73,7 +74,8 @@ def of_network(name: str, size: int) -> dict[Convolution, int]:
                 if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
                     walk(getattr(value, "jaxpr", value))
 
-    walk(jax.make_jaxpr(lambda v, x: encoders.fold(spec, v)(x))(variables, image_BHWC).jaxpr)
+    folded = jax.eval_shape(functools.partial(encoders.fold, spec), variables)
+    walk(jax.make_jaxpr(lambda see, image_BHWC: see(image_BHWC))(folded, image_BHWC).jaxpr)
     return dict(found)
 
 
