@@ -114,7 +114,8 @@ def fold(spec: EncoderSpec, variables: dict, dtype=jnp.float32, kernel_dtype=Non
     if dtype != jnp.float32:
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     module = spec.module(dtype=dtype, remat=remat)
-    variables = {"params": params, **layers.joined(module, params, spec.image_size)}
+    siblings = module.sibling_layers() if hasattr(module, "sibling_layers") else {}
+    variables = {"params": params, "joined": layers.joined(params, siblings)}
     return Folded(_moved(variables, -1, 0) if outputs_first else variables, module, outputs_first)
 
 

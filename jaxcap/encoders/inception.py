@@ -100,6 +100,23 @@ class Inception(nn.Module):
                 x_BHWC = residual(step, layer, name=name)(x_BHWC)
         return x_BHWC
 
+    def sibling_layers(self) -> dict[tuple[str, ...], list[str]]:
+        """By the path of every block its layers that are computed as one."""
+        found = {}
+        for name, step in named(self.steps):
+            if isinstance(step, Mixed):
+                found[name,] = list(starts(step))
+            elif isinstance(step, Residual):
+                found[name, "mixed"] = list(starts(step.mixed))
+        return found
+
+
+def starts(block: Mixed) -> dict[str, int]:
+    """The 1×1 convolutions that see a block's input, by name, and their features: what begins its branches, and the pooled one if it may
+    come before the pooling."""
+    names = {f"branch{i}_0": branch[0].features for i, branch in enumerate(block.branches) if branch[0] == Conv(branch[0].features)}
+    return names | ({"pool": block.pool} if block.pool and block.pooling != "max" else {})
+
 
 class MixedBlock(nn.Module):
     """x_BHWC → y_BHWC of one `Mixed`. The 1×1 convolutions that start its branches are computed as one."""
@@ -110,16 +127,13 @@ class MixedBlock(nn.Module):
     @nn.compact
     def __call__(self, x_BHWC):
         block, channels = self.block, x_BHWC.shape[-1]
-        starts = {i: self.layer(channels, branch[0].features, name=f"branch{i}_0")
-                  for i, branch in enumerate(block.branches) if branch[0] == Conv(branch[0].features)}
-        average = block.pool and block.pooling != "max"
-        if average:
-            starts["pool"] = self.layer(channels, block.pool, name="pool")
-        started = dict(zip(starts, siblings(x_BHWC, list(starts.values()), self)))
+        first = {name: self.layer(channels, features, name=name) for name, features in starts(block).items()}
+        started = dict(zip(first, siblings(x_BHWC, list(first.values()), self)))
         outputs = []
         for i, branch in enumerate(block.branches):
-            y_BHWC = starts[i].normalize(started[i]) if i in starts else x_BHWC
-            for j, conv in enumerate(branch[1:] if i in starts else branch, start=int(i in starts)):
+            name, begun = f"branch{i}_0", f"branch{i}_0" in first
+            y_BHWC = first[name].normalize(started[name]) if begun else x_BHWC
+            for j, conv in enumerate(branch[1:] if begun else branch, start=int(begun)):
                 if isinstance(conv, Fork):
                     outputs += [self.layer(y_BHWC.shape[-1], conv.features, kernel, name=f"branch{i}_{j}{side}")(y_BHWC)
                                 for side, kernel in zip("ab", conv.kernels)]
@@ -128,9 +142,9 @@ class MixedBlock(nn.Module):
                 y_BHWC = self.layer(y_BHWC.shape[-1], conv.features, conv[1:3], *strides, name=f"branch{i}_{j}")(y_BHWC)
             else:
                 outputs.append(y_BHWC)
-        if average:  # after the 1×1 convolution it is the same function as before it, on a tenth of the channels
+        if "pool" in first:  # after the 1×1 convolution it is the same function as before it, on a tenth of the channels
             whole = block.pooling == "average of whole windows"
-            outputs.append(starts["pool"].normalize(average_pool(started["pool"], whole)))
+            outputs.append(first["pool"].normalize(average_pool(started["pool"], whole)))
         elif block.pool:
             outputs.append(self.layer(channels, block.pool, name="pool")(max_pool(x_BHWC, stride=1, padding="SAME")))
         elif block.stride > 1:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 
 from jaxcap.encoders import dense, shifted
@@ -147,24 +148,18 @@ def siblings(x_BHWC, layers: Sequence[ConvBN], block: nn.Module) -> list[jax.Arr
 
     block: the module that they are in. Where its collection "joined" has their kernels side by side, they are read there (`joined`).
     """
-    if block.has_variable("joined", "kernel"):
-        kernel = block.get_variable("joined", "kernel")
-    else:
+    kernel = block.get_variable("joined", "kernel")
+    if kernel is None:
         kernel = jnp.concatenate([layer.kernel for layer in layers], axis=-1)
-        if block.is_mutable_collection("joined") and not block.is_initializing():
-            block.put_variable("joined", "kernel", kernel)
     ends = np.cumsum([layer.features for layer in layers])[:-1]
     return jnp.split(convolve(x_BHWC.astype(layers[0].dtype), _factor(kernel, layers[0].dtype)), ends, axis=-1)
 
 
-def joined(network: nn.Module, params: dict, size: int) -> dict:
-    """The collection "joined" of a network with folded parameters, for photos of any size; `size` is one that it takes."""
-
-    def kernels(params):
-        photo_BHWC = jnp.zeros((1, size, size, 3))
-        return network.apply({"params": params}, photo_BHWC, batch_norm="folded", mutable=["joined"])[1]
-
-    return jax.jit(kernels)(params)  # of the network itself nothing is left once this is compiled
+def joined(params: dict, siblings: dict[tuple[str, ...], Sequence[str]]) -> dict:
+    """The collection "joined" of a network, by the path of a block those of its layers that are computed as one."""
+    known = flatten_dict(params)
+    return unflatten_dict({(*block, "kernel"): jnp.concatenate([known[*block, name, "kernel"] for name in names], axis=-1)
+                           for block, names in siblings.items()})
 
 
 def rounded(params: dict, dtype: jnp.dtype | None) -> dict:
