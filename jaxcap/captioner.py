@@ -66,8 +66,9 @@ class Captioner:
         and they take it as an argument.
         """
         variables = {"params": flat.unpack(params["encoder"]), "batch_stats": flat.unpack(batch_stats)}
+        first = 3 if self.platform == "gpu" else 2 if self.encoder_kernels else 0  # cuDNN's order, or that of `dense`'s products
         folded = encoders.fold(self.spec, variables, dtype=self.encoder.dtype, kernel_dtype=self.encoder_kernels,
-                               remat=self.encoder.remat, outputs_first=self.platform == "gpu")
+                               remat=self.encoder.remat, first=first)
         return jax.tree_util.Partial(self._look, folded)
 
     @functools.cached_property

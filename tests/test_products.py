@@ -1,6 +1,8 @@
 """Products with factors rounded to bfloat16, as CPUs take them under dtype="bfloat16"."""
 
 import dataclasses
+import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -144,6 +146,16 @@ def test_an_encoders_convolutions_are_rounded(name):
         found = low.encode(params, batch_stats, image_BHWC, batch_norm=batch_norm)[0]
         assert found.dtype == full.dtype == jnp.float32
         assert 1e-5 < np.linalg.norm(found - expected) / np.linalg.norm(expected) < most
+
+
+@needs_instructions
+def test_kernels_are_turned_for_products_when_an_encoder_is_folded_and_not_for_every_photo():
+    of = workload.settings(dtype="bfloat16", overrides=["encoder.name=inception_v1"])
+    captioner = captioners.build(of.config, 20)
+    folded = jax.eval_shape(captioner.folded, *jax.eval_shape(functools.partial(captioner.init, size=64), jax.random.key(0)))
+    program = jax.jit(lambda look, image_BHWC: look(image_BHWC)).lower(folded, jnp.zeros((1, 64, 64, 3))).compile().as_text()
+    kept = [leaf.shape for leaf in jax.tree.leaves(folded) if leaf.dtype == jnp.bfloat16]
+    assert (192, 3, 3, 384) in kept and not re.findall(r"= bf16\S* (?:copy|transpose)\(", program)
 
 
 def test_captions_are_searched_for():  # also where there are no such instructions

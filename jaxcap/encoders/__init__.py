@@ -86,7 +86,7 @@ def init(module: nn.Module, key: jax.Array, size: int) -> dict:
     return jax.tree_util.tree_map_with_path(begin, shapes)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["module", "outputs_first"])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["module", "first"])
 @dataclass(frozen=True)
 class Folded:
     """An encoder as a pure function image_BHWC → features_BHWF that carries its weights, batch norm folded into the convolutions
@@ -97,18 +97,17 @@ class Folded:
 
     variables: dict
     module: nn.Module
-    outputs_first: bool = False  # kernels are kept as [out, height, width, in], in which order cuDNN reads them
+    first: int = 0  # the axis of kernels [height, width, in, out] that is kept first, so that none is turned to be read
 
     def __call__(self, image_BHWC: jax.Array) -> jax.Array:
-        variables = _moved(self.variables, 0, -1) if self.outputs_first else self.variables
-        return self.module.apply(variables, image_BHWC, batch_norm="folded")
+        return self.module.apply(_moved(self.variables, 0, self.first), image_BHWC, batch_norm="folded")
 
 
 def fold(spec: EncoderSpec, variables: dict, dtype=jnp.float32, kernel_dtype=None, remat: bool = False,
-         outputs_first: bool = False) -> Folded:
+         first: int = 0) -> Folded:
     """The encoder `Folded`.
 
-    kernel_dtype: of the kernels of 1×1 convolutions, if another than the arithmetic's (`jaxcap.products`). outputs_first: as of `Folded`.
+    kernel_dtype: of the kernels that are factors of products, if another than the arithmetic's (`jaxcap.products`). first: as of `Folded`.
     """
     params = layers.rounded(layers.fold(variables, spec.epsilon), kernel_dtype)
     if dtype != jnp.float32:
@@ -116,7 +115,7 @@ def fold(spec: EncoderSpec, variables: dict, dtype=jnp.float32, kernel_dtype=Non
     module = spec.module(dtype=dtype, remat=remat)
     siblings = module.sibling_layers() if hasattr(module, "sibling_layers") else {}
     variables = {"params": params, "joined": layers.joined(params, siblings)}
-    return Folded(_moved(variables, -1, 0) if outputs_first else variables, module, outputs_first)
+    return Folded(_moved(variables, first, 0), module, first)
 
 
 def _moved(variables: dict, source: int, destination: int) -> dict:
