@@ -53,7 +53,7 @@ class Vocab:
     min_count: int = 4
 
     def __post_init__(self):
-        object.__setattr__(self, "_ids", {word: i for i, word in enumerate(self.words)})
+        object.__setattr__(self, "_ids", {word: i for i, word in enumerate(self.words) if word not in SPECIAL})
 
     def __len__(self) -> int:
         return len(self.words)

@@ -31,6 +31,12 @@ def test_encode_decode_round_trip():
     assert v.decode([BOS, *v.encode("a dog", 5)[1:], PAD, v.encode("cat", 5)[1]]) == "a dog"
 
 
+def test_a_word_that_looks_like_a_marker_is_none():
+    v = vocab.build(["a <eos> dog <pad>"], min_count=1, tokenizer="whitespace")
+    assert v.words == (*vocab.SPECIAL, "a", "dog")
+    assert v.encode("a <eos> dog <pad> <bos>", 9)[1:-1] == [v.words.index("a"), UNK, v.words.index("dog"), UNK, UNK]
+
+
 @pytest.mark.parametrize("text, tokens", [
     ("Ein Mädchen läuft.", ["ein", "mädchen", "läuft", "."]),
     ("Девочка бежит, быстро!", ["девочка", "бежит", ",", "быстро", "!"]),
