@@ -222,6 +222,8 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--only {arguments.only!r}: no convolution of {arguments.encoder} is described so; without it all are listed")
     file = timing.ResultFile(arguments.json, f"convolutions {arguments.encoder} {arguments.dtype}")
     file.result["settings"] = {name: getattr(arguments, name) for name in ("encoder", "batch", "size", "dtype")}
+    if arguments.peer:
+        file.result["omp_wait_policy"] = timing.calm_torch(file.result["machine"])
     results = file.result["results"]
     print(f"{arguments.encoder}, {arguments.batch} photos, {arguments.dtype}\n{timing.describe(file.result['machine'])}", flush=True)
     for number, (of, times, what) in enumerate(to_do, 1):

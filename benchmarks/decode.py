@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             results.append(measure(source, beam, batch, of, model, devices, arguments))
             print(f" {short(results[-1]['ms']['median'])} ms", file=sys.stderr)
-        except jax.errors.JaxRuntimeError as error:  # above all: more than fits into the device's memory
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:  # above all: more than fits into the device's memory
             file.result["ok"] = False
             results.append(result | {"error": str(error).splitlines()[0][:300]})
             print(f" failed: {results[-1]['error']}", file=sys.stderr)

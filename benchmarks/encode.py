@@ -20,13 +20,13 @@ from jaxcap.errors import UserError, run_command
 def ours(spec: EncoderSpec, image_BHWC: np.ndarray) -> Callable[[], jax.Array]:
     """A compiled call that turns uint8 photos on the device into pooled features, with random weights."""
     variables = jax.jit(functools.partial(encoders.init, spec.module(), size=image_BHWC.shape[1]))(jax.random.key(0))
-    image_BHWC = jax.device_put(image_BHWC)
+    look, image_BHWC = jax.jit(functools.partial(encoders.fold, spec))(variables), jax.device_put(image_BHWC)
 
     @jax.jit
-    def encode(variables, image_BHWC):
-        return encoders.fold(spec, variables)(spec.preprocess(image_BHWC / 255)).mean((1, 2))
+    def encode(look, image_BHWC):
+        return look(spec.preprocess(image_BHWC / 255)).mean((1, 2))
 
-    return lambda: encode(variables, image_BHWC).block_until_ready()
+    return lambda: encode(look, image_BHWC).block_until_ready()
 
 
 PEER = ("eager", "channels_last", "channels_last+folded", "channels_last+folded+compile")
@@ -86,7 +86,11 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.peer and "efficientnet" not in name:
             raise UserError(f"--peer knows EfficientNet-Lite only, not {name}")
     timing.initialize()
+    if arguments.peer and jax.default_backend() != "cpu":
+        raise UserError("--peer compares on CPUs; on this device `python -m benchmarks.peers --kinds eval` does")
     file = timing.ResultFile(arguments.json, "encode float32")
+    if arguments.peer:
+        file.result["omp_wait_policy"] = timing.calm_torch(file.result["machine"])
     print(timing.describe(file.result["machine"]), flush=True)
     rows = [["encoder", "size", "batch", "photos/s", "ms a photo", "PyTorch, photos/s", "its form", "jaxcap ÷ PyTorch, photos/s"]]
     for name in arguments.encoders:

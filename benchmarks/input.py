@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from benchmarks import feed, step_time, timing, workload
@@ -60,7 +61,9 @@ def timed_steps(of: Settings, kinds: dict[str, Kind], repeats: int) -> dict[str,
     model, found = workload.model(of), {}
     for name, kind in kinds.items():
         print(f"  step: {name} …", file=sys.stderr)
-        found[name] = timing.time_calls(workload.Step(kind, of, *model, of.config.batch_size), repeats=repeats).ms
+        step = workload.Step(kind, of, *model, of.config.batch_size)
+        jax.block_until_ready(step())  # compiles it
+        found[name] = timing.time_calls(step, repeats=repeats).ms
     return found
 
 

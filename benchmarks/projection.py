@@ -133,7 +133,7 @@ def simulate(measured: Mapping[str, Mapping[int, float]], plan: Schedule, device
     batch = per_device * devices if per_device else plan.batch
     share = batch / devices
     result = {"simulated": True, "devices": devices, "batch": batch, "per_device": share, "same_training": batch == plan.batch}
-    if share < 1:
+    if batch % devices:
         return result | {"impossible": f"{batch} photos cannot be cut over {devices} devices"}
     phases = {}
     for kind, steps in plan.steps.items():

@@ -113,7 +113,7 @@ def measure(kind: str, mode: str, of: Settings, model: tuple, count: int, argume
             result[way] = result["weak"]
             continue
         if result["collectives"] is not None and kind not in arguments.timed:
-            continue  # the same exchanges in the same program, only for another batch
+            continue  # counted already, at the other batch
         step = workload.Step(KINDS[kind], of, *model, batch, devices=jax.devices()[:count])
         if result["collectives"] is None and mode == "shard_map":
             result |= exchanged(step, of, kind, count, batch)
@@ -134,7 +134,7 @@ def exchanged(step: workload.Step, of: Settings, kind: str, count: int, batch: i
     by_operation = {operation: [c for c in found if c.operation == operation] for operation in OPERATIONS}
     sums = {operation: {"count": len(group), "arrays": sum(c.arrays for c in group), "bytes": sum(c.bytes for c in group)}
             for operation, group in by_operation.items() if group}
-    return {"collectives": sums,
+    return {"collectives": sums, "counted_at_batch": batch,
             "all_reduces_asked_for": lowered.as_text().count("stablehlo.all_reduce"),
             "bytes_expected": summed, "bytes_gathered_expected": gathered,
             "bytes_sent_per_device": sum(c.sent(count) for c in found)}
@@ -151,7 +151,7 @@ def as_expected(result: dict) -> bool:
 
 def rows(results: list[dict], virtual: bool) -> list[list[str]]:
     """The table of results. On virtual devices no time is set against another."""
-    lines = [["step", "mode", "devices", "weak: batch", "ms", "efficiency", "strong: batch", "ms", "faster", "all-reduces",
+    lines = [["step", "mode", "devices", "weak: batch", "ms", "efficiency", "strong: batch", "ms", "faster", "counted at", "all-reduces",
               "others", "MB summed", "MB sent"]]
     alone = {(r["kind"], r["parallel"]): r for r in results if r["devices"] == 1}
 
@@ -166,11 +166,11 @@ def rows(results: list[dict], virtual: bool) -> list[list[str]]:
             line += [str(r[way]["batch"]) if now else "–", short(now), short(against, unit)]
         found = r["collectives"]
         if found is None:
-            lines.append([*line, *["–"] * 4])
+            lines.append([*line, *["–"] * 5])
             continue
         sums = found.get("all-reduce", {"count": 0, "bytes": 0})
         others = ", ".join(f"{group['count']} {operation}" for operation, group in found.items() if operation != "all-reduce")
-        lines.append([*line, f"{r['all_reduces_asked_for']} → {sums['count']}", others or "none",
+        lines.append([*line, str(r["counted_at_batch"]), f"{r['all_reduces_asked_for']} → {sums['count']}", others or "none",
                       short(sums["bytes"] / 1e6) + ("" if as_expected(r) else " WRONG"), short(r["bytes_sent_per_device"] / 1e6)])
     return lines
 
@@ -202,6 +202,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     "compiled program.\n\n"
                     "  weak      the batch of a device stays, so the whole batch grows; efficiency is time on one device / time\n"
                     "  strong    the whole batch stays and is cut finer; faster is the same ratio\n"
+                    "  counted at    the batch, of the two, whose program the rest of the row is of; where its words are more than a quarter\n"
+                    "                of their table, all of that is summed, else the rows that were read are gathered\n"
                     "  all-reduces   asked for by the step (one an array) → left once XLA has combined them\n"
                     "  MB summed     by all-reduces; checked against the parameters that train (and batch statistics), 4 bytes\n"
                     "                each, and two scalars: exit status 1 where a byte more or less is exchanged\n"

@@ -38,8 +38,10 @@ def measure(kind: workload.Kind, of: workload.Settings, model: tuple, batch: int
     ready = time.perf_counter()
     lowered = step.lower()
     compiled = lowered.compile() if of.config.parallel == "shard_map" else None
-    loss = step.loss(step())  # under pmap this compiles; otherwise it takes the program compiled above
     compile_s = time.perf_counter() - ready
+    loss = step.loss(step())
+    if compiled is None:  # under pmap this has compiled it
+        compile_s = time.perf_counter() - ready
     if fed:
         fed.use_up()
     timed = timing.time_calls(step, repeats=arguments.repeats, calls=arguments.steps_per_repeat, steps=step.together)
@@ -59,8 +61,8 @@ def measure(kind: workload.Kind, of: workload.Settings, model: tuple, batch: int
     }
     best = peaks(arguments)
     rate = best and getattr(best, of.config.encoder.dtype)
-    result["share_of_peak"] = result["gflop"] / 1000 / seconds / rate if rate else None
-    result["share_of_bandwidth"] = result["gb"] / seconds / best.gb_per_s if best and result["gb"] else None
+    result["share_of_peak"] = result["gflop"] / 1000 / seconds / rate if rate and result["gflop"] else None
+    result["share_of_bandwidth"] = result["gb"] / seconds / best.gb_per_s if best and best.gb_per_s and result["gb"] else None
     stats = jax.local_devices()[0].memory_stats() or {}
     result["process_peak_gib"] = stats["peak_bytes_in_use"] / 2**30 if "peak_bytes_in_use" in stats else None
     if arguments.profile:
@@ -89,7 +91,7 @@ def costs(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled | None, of:
     """What one device does in one step, by XLA's own count.
 
     gflop: of the program as it is handed to the compiler, so the same on every machine of a platform; a compiled one hides what it gives
-    to cuDNN and cuBLAS. XLA counts the body of a loop once: the recurrent products of the LSTM's other rounds are added here, and
+    to cuDNN and cuBLAS. None where neither can be counted (under pmap on GPUs). XLA counts the body of a loop once: the recurrent products of the LSTM's other rounds are added here, and
     of a loss in chunks the other chunks' products.
     gb: read and written by the compiled step; without what cuDNN, cuBLAS and loops move (gb_is_lower_bound).
     program_gib: arguments, results and temporaries of the compiled step.
@@ -100,7 +102,7 @@ def costs(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled | None, of:
     uncounted = max(of.tokens - unroll - of.tokens % unroll, 0)  # what is left over stands behind the loop
     analysis = lowered.cost_analysis()
     if analysis is None:  # as jax 0.11 on GPUs: then the compiled program's products, loops included
-        flops = sum(k.times * k.flop for k in Program(compiled.as_text()).kernels) / together if compiled else 0
+        flops = sum(k.times * k.flop for k in Program(compiled.as_text()).kernels) / together if compiled else None
     else:
         flops = analysis["flops"] + uncounted * one_product * (2 if train else 1)
         chunks, size = losses.chunked(rows * of.tokens)
@@ -112,7 +114,7 @@ def costs(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled | None, of:
         plan = compiled.memory_analysis()
         program_gib = (plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
                        + plan.temp_size_in_bytes) / 2**30
-    return {"gflop": flops / 1e9, "gb": gb, "gb_is_lower_bound": lower_bound, "program_gib": program_gib}
+    return {"gflop": None if flops is None else flops / 1e9, "gb": gb, "gb_is_lower_bound": lower_bound, "program_gib": program_gib}
 
 
 def peaks(arguments: argparse.Namespace) -> Peak | None:
@@ -120,7 +122,7 @@ def peaks(arguments: argparse.Namespace) -> Peak | None:
     known = timing.peak(jax.devices()[0].device_kind)
     if arguments.peak_tflops is None and arguments.peak_gb_per_s is None:
         return known
-    known = known or Peak(math.nan, math.nan, math.inf)
+    known = known or Peak(None, None, None)
     tflops = arguments.peak_tflops
     return dataclasses.replace(known, float32=tflops or known.float32, bfloat16=tflops or known.bfloat16,
                                gb_per_s=arguments.peak_gb_per_s or known.gb_per_s)
@@ -229,7 +231,7 @@ def run(arguments: argparse.Namespace) -> int:
                     result = measure(KINDS[kind], of, model, batch, arguments, fed)
                 slow = f", {timing.FEWEST} repeats only, for it is slow here" if result["scaled_down"] else ""
                 print(f" {short(result['ms']['median'])} ms{slow}", file=sys.stderr)
-            except jax.errors.JaxRuntimeError as error:  # above all: more than fits into the device's memory
+            except (jax.errors.JaxRuntimeError, MemoryError) as error:  # above all: more than fits into the device's memory
                 file.result["ok"] &= batch not in batches  # nobody asked for a larger one
                 result["error"] = str(error).splitlines()[0][:300]
                 print(f" failed: {result['error']}", file=sys.stderr)

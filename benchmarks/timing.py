@@ -25,6 +25,7 @@ from jaxcap.errors import UserError
 REPEAT_S = 0.5  # a repeat goes on for about as long, at least one step
 SLOW_STEP_S = 2.0  # from here on a step is its own warm-up, and FEWEST repeats are enough
 MOST, FEWEST = 10, 5  # repeats
+BUSY = 0.3  # load a core before the start from which others are at work
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,17 @@ class Peak:
     """The most that one device can do: dense arithmetic in TFLOP/s by dtype, memory in GB/s.
 
     float32 is what XLA makes of a float32 matrix product unless told otherwise: TF32 on NVIDIA cards from Ampere on, one
-    bfloat16 pass on TPUs.
+    bfloat16 pass on TPUs. None is not known, or nothing the device has.
     """
 
-    float32: float
+    float32: float | None
     bfloat16: float | None
-    gb_per_s: float
+    gb_per_s: float | None
 
 
 # The makers' datasheets, by words in `jax.Device.device_kind`; the first that fits counts.
 PEAKS = {
+    "GH200 144G": Peak(494, 989, 4900),
     "GH200": Peak(494, 989, 4000),
     "H200 NVL": Peak(418, 835, 4800),
     "H200": Peak(494, 989, 4800),
@@ -55,7 +57,9 @@ PEAKS = {
     "L40": Peak(90.5, 181, 864),
     "L4": Peak(60, 121, 300),
     "RTX 4090": Peak(82.6, 165, 1008),
+    "RTX 3090 Ti": Peak(40, 80, 1008),
     "RTX 3090": Peak(35.6, 71, 936),
+    "V100-PCIE": Peak(14, None, 900),
     "V100": Peak(15.7, None, 900),
     "Tesla T4": Peak(8.1, None, 320),
     "TPU v6 lite": Peak(918, 918, 1640),
@@ -65,8 +69,13 @@ PEAKS = {
 }
 
 
+_SMALLER = re.compile(r"Laptop|4090 D|MIG")  # other chips of those names, and slices of one
+
+
 def peak(device_kind: str) -> Peak | None:
     """The device's peak, None where it is not in the table (as for CPUs)."""
+    if _SMALLER.search(device_kind):
+        return None
     return next((values for name, values in PEAKS.items() if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", device_kind)), None)
 
 
@@ -133,11 +142,24 @@ def machine() -> dict:
     }
 
 
+def busy(about: dict) -> bool:
+    """Whether others were at work on the machine of that description."""
+    return about["load"] > BUSY * about["cores"]
+
+
+def calm_torch(about: dict) -> str | None:
+    """Before PyTorch is imported: where others want the cores, its threads sleep while they wait for each other. By default they
+    spin, which then makes it several times slower. Returns OMP_WAIT_POLICY."""
+    if busy(about):
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    return os.environ.get("OMP_WAIT_POLICY")
+
+
 def describe(about: dict) -> str:
     """A machine in a line or two."""
     name = f"{about['devices']} × {about['device']}" if about["platform"] != "cpu" else about["device"]
     line = f"{name}, {about['cores']} cores · jax {about['jax']} · {about['date']} · commit {about['commit'] or 'unknown'}"
-    if about["load"] > 0.3 * about["cores"]:
+    if busy(about):
         line += f"\nload {about['load']} on {about['cores']} cores before the start: others work here, so trust ratios only"
     return line
 
@@ -187,6 +209,7 @@ class ResultFile:
     def __init__(self, path: Path | None, title: str):
         if path is not None and path.is_dir():
             raise UserError(f"--json {path} is a directory; name a file")
+        make_directory("--json", path and path.parent)
         self.path, self.result = path, {"title": title, "machine": machine(), "ok": True, "results": [], "table": []}
 
     def save(self, rows: Sequence[Sequence[str]], *, finished: bool = False) -> None:
@@ -195,7 +218,6 @@ class ResultFile:
             return
         partial = self.path.with_name(self.path.name + ".partial")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             partial.write_text(json.dumps(self.result, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
             if finished:
                 os.replace(partial, self.path)

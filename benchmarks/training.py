@@ -77,7 +77,7 @@ def train(config: Config, count: int, total: int, devices: Parallel) -> dict:
     written = inference.captions(decode, state.params, look, words, devices, inference.rows(image_NHWC, 64))
     right = np.mean([found[0].text == caption for found, caption in zip(written, captions, strict=True)])
     return {"steps": total, "loss": [first_loss, loss], "captions_right": float(right), "compile_s": ready - start,
-            "train_s": trained - ready, "step_ms": 1000 * (trained - ready) / max(total - 1, 1),
+            "train_s": trained - ready, "step_ms": 1000 * (trained - ready) / (total - 1) if total > 1 else None,
             "total_s": time.perf_counter() - start}
 
 

@@ -19,7 +19,9 @@ class Stopped(Exception):
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Runs a command's `main` and exits with its status: 2 and one sentence on a `UserError`."""
+    """Runs a command's `main` and exits with its status: 2 and one sentence on a `UserError`. SIGTERM ends it as an exception does,
+    so that what it wrote for a time is gone and no child is left."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # of file names that are no text

@@ -317,7 +317,7 @@ def test_arithmetic_is_counted_in_full(B):
     assert counted == pytest.approx(2 * (forward + backward) / 1e9, rel=0.02)
     if B == 32:  # where XLA counts only compiled programs, products are counted in their text
         uncounted = SimpleNamespace(cost_analysis=lambda: None)
-        assert step_time.costs(uncounted, None, of, captioner, B, train=True)["gflop"] == 0
+        assert step_time.costs(uncounted, None, of, captioner, B, train=True)["gflop"] is None
         counted = step_time.costs(uncounted, lowered.compile(), of, captioner, B, train=True, together=2)["gflop"]
         assert counted == pytest.approx((forward + backward) / 1e9, rel=0.02)
 
@@ -346,8 +346,8 @@ def test_a_result_file_that_cannot_be_written_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="is a directory; name a file"):
         timing.ResultFile(tmp_path, "x")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--json .*a.json cannot be written"):
-        timing.ResultFile(tmp_path / "file" / "a.json", "x").save([["a"]])
+    with pytest.raises(UserError, match="--json .*file cannot be written to: "):  # before anything is measured
+        timing.ResultFile(tmp_path / "file" / "a.json", "x")
 
 
 def test_the_summary_goes_on_after_a_file_that_it_cannot_read(measured, tmp_path, capsys):
@@ -380,6 +380,34 @@ def test_peaks():
     assert timing.peak("NVIDIA RTX A1000") is None and timing.peak("NVIDIA GH200 480GB").gb_per_s == 4000
     assert timing.peak("NVIDIA H100 NVL").gb_per_s == 3900 and timing.peak("NVIDIA H200 NVL").bfloat16 == 835
     assert [timing.peak(f"NVIDIA {card}").gb_per_s for card in ("A100-SXM4-40GB", "A100-SXM4-80GB", "A100 80GB PCIe")] == [1555, 2039, 1935]
+    assert timing.peak("Tesla V100-PCIE-16GB").float32 == 14 and timing.peak("Tesla V100-SXM2-32GB").float32 == 15.7
+    for card in ("GeForce RTX 4090 Laptop GPU", "GeForce RTX 4090 D", "H100 80GB HBM3 MIG 1g.10gb"):
+        assert timing.peak(f"NVIDIA {card}") is None
+
+
+def test_a_peak_of_which_one_half_is_given(tmp_path):
+    path = tmp_path / "new.json"
+    for option, share, other in (("--peak-tflops", "share_of_peak", "share_of_bandwidth"),
+                                 ("--peak-gb-per-s", "share_of_bandwidth", "share_of_peak")):
+        step_time.main(["--tiny", "--kinds", "cached", option, "1", "--json", str(path)])
+        (result,) = json.loads(path.read_text("utf-8"))["results"]
+        assert result[share] > 0 and result[other] is None
+
+
+def test_more_than_the_host_can_hold_is_a_row_that_failed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(step_time, "measure", lambda *_: np.ones((2**40, 2**10)))
+    path = tmp_path / "new.json"
+    assert step_time.main(["--tiny", "--kinds", "cached", "--json", str(path)]) == 1
+    (result,) = json.loads(path.read_text("utf-8"))["results"]
+    assert "Unable to allocate" in result["error"] and "failed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("load", "policy"), [(0.5, None), (0.7, "passive")])
+def test_threads_of_pytorch_do_not_spin_on_a_busy_machine(monkeypatch, load, policy):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert timing.calm_torch({"load": load, "cores": 2}) == "active"  # who sets it means it
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert timing.calm_torch({"load": load, "cores": 2}) == policy == os.environ.get("OMP_WAIT_POLICY")
 
 
 def test_correctness_notices_what_is_wrong():

@@ -83,6 +83,18 @@ def test_kinds_of_steps():
     assert {name: (kind.phase, kind.cached) for name, kind in kinds.items()} == {"cached": (0, True), "joint": (1, False)}
 
 
+def test_a_step_is_compiled_before_it_is_timed(monkeypatch):
+    taken = []
+
+    def step(*_):
+        return lambda: taken.append("a step")
+
+    monkeypatch.setattr(workload, "Step", step)
+    monkeypatch.setattr(timing, "time_calls", lambda call, repeats: taken.append("timed") or timing.Timing((2.0,), 1))
+    of = workload.settings(tiny=True)
+    assert inputs.timed_steps(of, {"cached": workload.KINDS["cached"]}, 1) == {"cached": 2.0} and taken == ["a step", "timed"]
+
+
 def test_a_tiny_run(tmp_path, capsys):
     path = tmp_path / "input.json"
     assert inputs.main(["--tiny", "--kinds", "cached", "--json", str(path)]) == 0

@@ -204,6 +204,18 @@ def test_a_command_ends_with_a_status_and_a_sentence(outcome, status, words, cap
     assert words in err and "Traceback" not in err and len(err.splitlines()) == bool(words)
 
 
+def test_a_command_that_is_terminated_leaves_nothing_behind(tmp_path):
+    code = ("import tempfile, time\nfrom jaxcap.errors import run_command\ndef main():\n"
+            "    with tempfile.TemporaryDirectory(dir='.') as directory:\n        print(directory, flush=True)\n        time.sleep(60)\n"
+            "run_command(main)")
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(errors.__file__))}
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE)
+    assert (tmp_path / child.stdout.readline().strip()).is_dir()
+    child.terminate()
+    assert not child.communicate(timeout=30)[1] and child.returncode == 143 and not list(tmp_path.iterdir())
+
+
 def test_who_has_read_enough_of_the_output_and_names_that_are_no_text_cause_no_traceback():
     code = "from jaxcap.errors import run_command\nrun_command(lambda: [print('caf\\udce9', i, flush=True) for i in range(100_000)] and 0)"
     done = subprocess.run(["bash", "-c", f'"{sys.executable}" -c "{code}" | head -1; echo ${{PIPESTATUS[0]}}'], text=True, capture_output=True,

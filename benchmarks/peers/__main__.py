@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import signal
 import statistics
 import sys
 import tempfile
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from benchmarks import timing
 from benchmarks.peers import forms
-from benchmarks.peers.comparison import BUSY, LIMITS, Comparison
+from benchmarks.peers.comparison import LIMITS, Comparison
 from benchmarks.peers.forms import BEAM, LIBRARIES
 from benchmarks.timing import short
 from benchmarks.workload import KINDS
@@ -53,11 +52,13 @@ def heading(about: dict, machine: dict, dtype: str) -> str:
     threads = f"{peer} has {about['threads']} threads"
     if about["omp_wait_policy"]:
         threads += f", OMP_WAIT_POLICY={about['omp_wait_policy']}"
+    cached = ["jaxcap's programs may come from JAX_COMPILATION_CACHE_DIR: when it is ready says nothing of compilation"]
     return "\n".join([
         f"one step in jaxcap (jax {about['jax']}) and in {peer} {about['peer_version']}: {about['encoder']} at {about['size']} px, "
         f"LSTM {about['hidden']}, {about['vocabulary']:,} words, {about['tokens']} tokens a caption; {dtype}, random data",
         timing.describe(machine),
-        f"a process a library, turn by turn: each has {whole} while the other sleeps; {threads}"])
+        f"a process a library, turn by turn: each has {whole} while the other sleeps; {threads}",
+        *(cached if about["compilation_cache"] else [])])
 
 
 def verdict(r: dict, peer: str) -> str:
@@ -116,10 +117,10 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # this process only asks what the device is
     file = timing.ResultFile(arguments.json, f"peers {arguments.peer} {arguments.dtype}")
     machine, results = file.result["machine"], file.result["results"]
+    timing.calm_torch(machine)
     with tempfile.TemporaryDirectory(prefix="jaxcap-peers-") as directory:
         both = Comparison(Path(directory), peer=arguments.peer, jaxcap_python=arguments.jaxcap_python,
-                          peer_python=arguments.peer_python, tiny=arguments.tiny, dtype=arguments.dtype,
-                          busy=machine["load"] > BUSY * machine["cores"])
+                          peer_python=arguments.peer_python, tiny=arguments.tiny, dtype=arguments.dtype)
         try:
             file.result["settings"] = {**both.about, "dtype": arguments.dtype, "tiny": arguments.tiny}
             print(heading(both.about, machine, arguments.dtype), flush=True)
@@ -153,5 +154,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what it wrote for the children goes
     run_command(main)

@@ -16,7 +16,6 @@ LIMITS = {
     "tf32": (1e-2, 5e-2, 0.5),
     "bfloat16": (8e-2, 4e-1, 0.5),
 }
-BUSY = 0.3  # load a core before the start from which others are at work
 
 
 def apart(found: dict[str, float], reference: dict[str, float]) -> dict[str, float]:
@@ -47,11 +46,9 @@ class Comparison:
     about: versions, platform and sizes, for people and for the result file.
     """
 
-    def __init__(self, directory: Path, *, peer: str, jaxcap_python: str, peer_python: str, tiny: bool, dtype: str, busy: bool):
+    def __init__(self, directory: Path, *, peer: str, jaxcap_python: str, peer_python: str, tiny: bool, dtype: str):
         self._directory, self._dtype = directory, dtype
-        # PyTorch's threads spin while they wait for each other. Where others want the cores, that makes it several times slower.
-        passive = {"OMP_WAIT_POLICY": "passive"} if busy and "OMP_WAIT_POLICY" not in os.environ else {}
-        self._peer, self._jaxcap = Child(peer, peer_python, directory, passive), None
+        self._peer, self._jaxcap = Child(peer, peer_python, directory, {}), None
         try:
             library = self._peer.ask("hello")  # first, for it is the one that may be missing
             self._jaxcap = Child("jaxcap", jaxcap_python, directory, {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
@@ -60,7 +57,8 @@ class Comparison:
             self.about = {"jax": jax["version"], "peer": peer, "peer_version": library["version"], "platform": self.platform,
                           **self._jaxcap.ask("settings", tiny=tiny, dtype=dtype),
                           **self._peer.ask("settings", platform=self.platform),
-                          "omp_wait_policy": {**os.environ, **passive}.get("OMP_WAIT_POLICY")}
+                          "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+                          "compilation_cache": "JAX_COMPILATION_CACHE_DIR" in os.environ}
         except BaseException:
             self.close()
             raise

@@ -124,14 +124,15 @@ class Side:
         return found
 
     def prepare(self, *, kind: str, batch: int) -> dict:
-        """Gets a step ready to be timed. ready_s: its compilation and first run. together: steps a dispatch, as training has them."""
+        """Gets a step ready to be timed. ready_s: all of that, compilation and first run included. together: steps a dispatch, as
+        training has them."""
         self._step = None  # its memory goes before the next one comes
+        start = time.perf_counter()
         if kind == BEAM:
             self._step = Searched(self._of, *self._model, batch)
         else:
             taken = CACHED_8 if kind == "cached" and jax.default_backend() != "cpu" else KINDS[kind]
             self._step = Served(taken, self._of, *self._model, batch, devices=jax.local_devices()[:1])
-        start = time.perf_counter()
         jax.block_until_ready(self._step())
         return {"ready_s": time.perf_counter() - start, "together": self._step.together}
 

@@ -27,7 +27,7 @@ class PeerSide:
     def prepare(self, *, kind: str, batch: int, form: str, limit_s: int) -> dict:
         """Gets a form ready to be timed, and says what it computes with nothing random.
 
-        loss: of its first step as it is timed, with chance. ready_s: compilation and first runs.
+        loss: of its first step as it is timed, with chance. ready_s: compilation and first runs, that of the check included.
         """
 
         def late(number, frame):
