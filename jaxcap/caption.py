@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,22 +23,36 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def find(paths: list[Path]) -> list[Path]:
-    """The photos that `paths` name, those of a folder (and the folders in it) in alphabetical order.
+    """The photos that `paths` name, those of a folder (and the folders in it) in alphabetical order; folders that cannot be listed
+    are among them, to be named as what cannot be read.
 
     Raises `UserError` where a path does not exist or a folder holds no photo.
     """
     found = []
     for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            if not inside:
-                raise UserError(f"folder {path} holds no photo ({', '.join(SUFFIXES)})")
-            found += inside
-        elif path.exists():
+        try:
+            path.stat()
+        except FileNotFoundError:
+            raise UserError(f"there is no photo or folder {path}") from None
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        if not path.is_dir():
             found.append(path)
-        else:
-            raise UserError(f"there is no photo or folder {path}")
+            continue
+        closed = []
+        inside = [Path(folder, name) for folder, _, names in os.walk(path, onerror=lambda error: closed.append(Path(error.filename)))
+                  for name in names]
+        inside = [file for file in inside if file.suffix.lower() in SUFFIXES and (os.path.isfile(file) or not os.path.exists(file))]
+        if not inside and not closed:
+            raise UserError(f"folder {path} holds no photo ({', '.join(SUFFIXES)})")
+        found += sorted(inside + closed)
     return found
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; name a photo or a folder")
+    return Path(text)
 
 
 def captions(run: runs.Run, settings: configs.Search, paths: list[Path], *,
@@ -103,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
         epilog="Photos may have any size and be grey, transparent, rotated by EXIF, JPEG, PNG, WebP, GIF, BMP or TIFF. One that "
                "cannot be read is named on stderr and skipped; the exit status is then 1. Bad usage exits with 2.")
     options.add(parser)
-    parser.add_argument("photos", type=Path, nargs="+", metavar="photo", help="photos, or folders of photos")
+    parser.add_argument("photos", type=_path, nargs="+", metavar="photo", help="photos, or folders of photos")
     parser.add_argument("--top", type=int, default=1, metavar="N", help="captions a photo, at most the beam size (default: 1)")
     parser.add_argument("--batch-size", type=int, default=32, help="photos at once (default: 32)")
     parser.add_argument("--explain", action="store_true",
@@ -136,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
             explained(explainer, path, run.config.data.size, best[0].text, written)
         if arguments.json:
             line = {"photo": str(path), "captions": [dataclasses.asdict(caption) for caption in best]}
-            print(json.dumps(line, ensure_ascii=False), flush=True)
+            print(json.dumps(line, ensure_ascii=sys.stdout.encoding.lower() != "utf-8"), flush=True)
         elif arguments.top == 1:
             print(f"{path}: {best[0].text} (p = {math.exp(best[0].log_prob):.3g})", flush=True)
         else:

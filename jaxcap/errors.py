@@ -37,4 +37,9 @@ def run_command(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:  # who read the output has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + signal.SIGPIPE
+    except OSError as error:  # of a file or folder that nobody expected to be beyond reach
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        status = 2
     sys.exit(status)

@@ -137,13 +137,14 @@ def picture(explanation: Explanation, columns: int = 5) -> Image.Image:
     tall = line + SIDE + line // 2 + gap
     what = ("share of the attention that a place gets" if explanation.attends else
             "how much the word loses when the place is covered")
-    sheet = Image.new("RGB", (gap + columns * (SIDE + gap), gap + rows * tall + 3 * line // 2), "white")
+    note = f"Bright: {what}; every word has its own scale.\n{told([explanation])}" if explanation.words else "The caption has no word."
+    width = max(columns * (SIDE + gap), gap + max(math.ceil(small.getlength(one)) for one in note.split("\n")))
+    sheet = Image.new("RGB", (gap + width, gap + rows * tall + 3 * line // 2), "white")
     pen = ImageDraw.Draw(sheet)
     for i, ((word, scale), panel) in enumerate(zip(texts, drawn)):
         left, top = gap + i % columns * (SIDE + gap), gap + i // columns * tall
         pen.text((left, top), word, "black", font)
         sheet.paste(panel, (left, top + line))
         pen.text((left, top + line + SIDE + 2), scale, "#62666e", small)
-    note = f"Bright: {what}; every word has its own scale.\n{told([explanation])}"
     pen.text((gap, gap + rows * tall), note, "#62666e", small)
     return sheet

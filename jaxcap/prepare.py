@@ -101,6 +101,8 @@ def _report(data: config.Data, builder: PhotoBuilder) -> None:
         print(f"left out  {line}")
     if len(skipped) > _SHOWN:
         print(f"left out  … and {len(skipped) - _SHOWN:,} more, all of them in {path / 'skipped.txt'}")
+    for name in set(builder.plan.splits) - set(records.splits(data)):
+        print(f"beware    {name} is empty: none of its photos can be read")
     counts = ", ".join(f"{name} {len(records.open_split(data, name)):,}" for name in records.splits(data))
     size = sum(file.stat().st_size for file in path.iterdir())
     print(f"prepared  {counts} photos, {size / 1e6:,.0f} MB in {path}")

@@ -17,9 +17,10 @@ from jaxcap.errors import UserError
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 
-# Letters with their combining marks, joined by inner apostrophes and hyphens ("dog's", "t-shirt"); any other visible
-# character stands alone, so that im2txt's "." survives as a word.
-_WORD = regex.compile(r"[\p{L}\p{M}\p{N}_]+(?:['’\-][\p{L}\p{M}\p{N}_]+)*|[^\s\p{L}\p{M}\p{N}_]")
+# Letters with their combining marks, joined by inner apostrophes, hyphens ("dog's", "t-shirt") and the joiners that Persian and
+# Indian languages spell with; any other visible character stands alone, so that im2txt's "." survives as a word, with what is
+# drawn as one with it (\X: emoji with their variants, flags).
+_WORD = regex.compile(r"[\p{L}\p{M}\p{N}_]+(?:['’\-\u200c\u200d]+[\p{L}\p{M}\p{N}_]+)*|(?![\s\p{L}\p{M}\p{N}_])\X")
 _NO_SPACE_BEFORE = regex.compile(r"\s+([.,!?;:%)\]}。，！？；：])")
 
 

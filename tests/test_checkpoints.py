@@ -190,7 +190,7 @@ def test_features_of_several_views_are_those_of_the_photo_and_its_distortions(sp
 
 @pytest.mark.parametrize("outcome, status, words", [
     (None, 0, ""), (3, 3, ""), (errors.UserError("photos/ is not there; name another"), 2, "error: photos/ is not there"),
-    (KeyboardInterrupt(), 130, "interrupted")])
+    (KeyboardInterrupt(), 130, "interrupted"), (OSError(36, "File name too long", "xxx"), 2, "error: xxx: File name too long")])
 def test_a_command_ends_with_a_status_and_a_sentence(outcome, status, words, capsys):
     def main():
         if isinstance(outcome, BaseException):

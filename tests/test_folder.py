@@ -1,6 +1,8 @@
 """A person's own photos and captions, in every format that they may come in, and what is said about bad ones."""
 
+import errno
 import json
+import os
 import unicodedata
 from pathlib import Path
 
@@ -8,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from jaxcap import config, prepare
-from jaxcap.data import captions, folder, places, records
+from jaxcap import caption, config, prepare
+from jaxcap.data import captions, folder, photos, places, records
 from jaxcap.errors import UserError
 
 CAPTIONS = {
@@ -177,6 +179,28 @@ def test_what_has_no_partner_is_named(source, tmp_path):
                                   "silent.jpg: has no captions"}
 
 
+def closed(monkeypatch, folder_name):
+    """From here on the folder of that name cannot be listed, as for anyone but root without the right to."""
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == folder_name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(source, tmp_path, monkeypatch):
+    closed(monkeypatch, "deep")
+    plan = folder.plan(source, written(tmp_path, "c.csv", "image,caption\nhund.jpg,a dog\ncat.jpg,a cat\n"), 0, 0)
+    assert "deep: the folder cannot be read (Permission denied)" in plan.problems and len(plan.splits["train"]) == 1
+    everything = caption.find([source])
+    assert source / "deep" in everything and source / "hund.jpg" in everything and source / "deep/er/cat.jpg" not in everything
+    with pytest.raises(photos.DamagedPhoto, match="cannot be read"):
+        photos.load(source / "deep", 8)
+
+
 @pytest.mark.parametrize("name, text, message", [
     ("c.csv", "", "is empty"),
     ("c.csv", "image,caption\n", "holds no caption"),
@@ -189,6 +213,7 @@ def test_what_has_no_partner_is_named(source, tmp_path):
     ("c.csv", "image,caption,split\nhund.jpg,a dog,train\nhund.jpg,a dog,val\n", "puts hund.jpg into two splits"),
     ("c.csv", "image,caption,split\nhund.jpg,a dog,train\ncat.jpg,a cat,\n", "others, such as cat.jpg, none"),
     ("c.csv", "image,caption,split\nhund.jpg,a dog,../x\n", "cannot be the name of a split"),
+    ("c.csv", f"image,caption,split\nhund.jpg,a dog,{'x' * 65}\n", "cannot be the name of a split"),
     ("c.csv", "image,caption\nhund.jpg,Stra\xdfe\n".encode("latin-1"), "is not UTF-8"),
     ("c.jsonl", '{"image": "hund.jpg", "caption": "a dog"}\n{"image": \n', "line 2 of .* is not JSON"),
     ("c.jsonl", '{"image": "hund.jpg"}\n', 'line 1 of .* is not {"image"'),

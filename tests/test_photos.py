@@ -69,13 +69,19 @@ def test_what_simplejpeg_refuses_goes_to_pillow(monkeypatch):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
 def test_photos_stand_upright(orientation, kind):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(scene(), kind, exif=exif, **({"quality": 95} if kind == "JPEG" else {}))
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     np.testing.assert_array_equal(photos.decode(data), expected)
+
+
+@pytest.mark.parametrize("values", [np.float32(scene()[..., 0] / 255), np.int32(scene()[..., 0])], ids=["float", "int32"])
+def test_grey_of_32_bits_is_refused_and_not_made_black(values):
+    with pytest.raises(photos.DamagedPhoto, match="32 bits a pixel .* save it with 8 or 16"):
+        photos.decode(encoded(values, "TIFF"))
 
 
 @pytest.mark.parametrize("kind, mode, options", [
@@ -176,7 +182,7 @@ def png_claiming(width: int, height: int) -> bytes:
 def test_an_absurdly_large_photo_is_refused_in_little_memory(side):
     data = png_claiming(side, side)
     before = peak_bytes()
-    with pytest.raises(photos.DamagedPhoto, match="more than the 100 million that are decoded"):
+    with pytest.raises(photos.DamagedPhoto, match="more than the 100 million pixels that are decoded"):
         photos.load(data, 64)
     assert peak_bytes() - before < 50e6
 

@@ -146,7 +146,7 @@ def test_nothing_but_damaged_photos_is_an_error(source, data):
         damage(source, number)
     with pytest.raises(UserError, match="none of the 48 photos can be read; the first is photo_000.jpg: it is empty"):
         run(source, data)
-    assert not places.prepared_path(data).exists()
+    assert not places.prepared_path(data).parents[1].exists()  # and no stage, for there is nothing to go on from
 
 
 def test_a_finished_data_set_is_left_alone_unless_forced(source, data, capsys, monkeypatch):
@@ -250,6 +250,17 @@ def test_a_photo_mended_in_between_is_read(source, data, monkeypatch):
     assert len(records.open_split(data, "train")) == 40
 
 
+def test_a_photo_replaced_in_between_is_read_anew(source, data, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(records._Shard, "__call__", interrupt)
+        run(source, data)
+    photos_of = source / "Flicker8k_Dataset"
+    (photos_of / "photo_003.jpg").write_bytes((photos_of / "photo_004.jpg").read_bytes())
+    run(source, data)
+    split = records.open_split(data, "train")
+    np.testing.assert_array_equal(split.image(split.image_ids.index("photo_003.jpg")), expected(source, "photo_004.jpg"))
+
+
 def test_a_full_disk_while_decoding_keeps_what_is_done(source, data, monkeypatch):
     calls, pwrite = [], os.pwrite
 
@@ -292,7 +303,7 @@ def test_too_little_space_is_said_before_anything_is_decoded(source, data, monke
     loads = count_loads(monkeypatch)
     with pytest.raises(UserError, match="needs 0 MB while it runs, and 0 MB are free"):
         run(source, data)
-    assert loads == []
+    assert loads == [] and not places.prepared_path(data).parents[1].exists()
 
 
 def test_a_place_that_cannot_be_written(source, data, tmp_path):

@@ -43,6 +43,8 @@ def test_a_word_that_looks_like_a_marker_is_none():
     ("कुत्ता दौड़ता है", ["कुत्ता", "दौड़ता", "है"]),
     ("l'homme d’à côté", ["l'homme", "d’à", "côté"]),
     ("a t-shirt - blue", ["a", "t-shirt", "-", "blue"]),
+    ("I ❤️ my dog 👍🏽🇩🇪.", ["i", "❤️", "my", "dog", "👍🏽", "🇩🇪", "."]),
+    ("👨‍👩‍👧 می\u200cروند", ["👨‍👩‍👧", "می\u200cروند"]),
     ("", []),
 ])
 def test_words_of_many_languages(text, tokens):

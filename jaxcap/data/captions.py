@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jaxcap.errors import UserError
 
+_LONGEST_SPLIT = 64  # letters of a name, which becomes part of files' names
 _TABLES = (".csv", ".tsv", ".txt")
 _LINES = (".jsonl", ".ndjson")
 _SPLIT_NAMES = {"dev": "val", "valid": "val", "validation": "val", "training": "train", "testing": "test"}
@@ -199,8 +200,8 @@ def _field(item, key: str, where: str, kind=str):
 
 def _split(name: str, where: str) -> str:
     name = _SPLIT_NAMES.get(name.lower(), name.lower())
-    if name and not (name.isascii() and name.replace("_", "").isalnum() and name != "all"):
-        raise UserError(f"{where}: {name!r} cannot be the name of a split; use train, val, test or another plain word")
+    if name and not (name.isascii() and name.replace("_", "").isalnum() and name != "all" and len(name) <= _LONGEST_SPLIT):
+        raise UserError(f"{where}: {name[:80]!r} cannot be the name of a split; use train, val, test or another plain word")
     return name
 
 

@@ -24,6 +24,9 @@ class TfdsPhoto:
     def read(self) -> bytes:
         return _records(self.directory, self.split)[self.index]["image"]
 
+    def version(self) -> list[int]:
+        return []  # TFDS writes a data set once
+
     def __str__(self) -> str:
         return f"{self.directory}:{self.split}[{self.index}]"
 

@@ -48,7 +48,7 @@ def plan(source: Path, caption_file: Path, val_share: float = 0.05, test_share: 
     if not paired:
         raise UserError(f"none of the {len(entries)} photos that {caption_file} names can be used; the first is "
                         f"{problems[0]}; --source is {source}")
-    problems += [f"{path}: has no captions" for path in files.paths if path not in named]
+    problems += [f"{path}: has no captions" for path in files.paths if path not in named] + files.problems
     splits = _assigned(paired, val_share, test_share)
     ids = {path: entry.image_id or entry.name for path, entry in paired.items()}
     often = Counter(ids.values())
@@ -89,7 +89,9 @@ class _Files:
     """The files below a directory, found by path or by as much of a path as is given."""
 
     def __init__(self, source: Path):
-        below = [os.path.join(directory, name) for directory, _, names in os.walk(source) for name in names]
+        closed = []
+        below = [os.path.join(directory, name) for directory, _, names in os.walk(source, onerror=closed.append) for name in names]
+        self.problems = [f"{os.path.relpath(error.filename, source)}: the folder cannot be read ({error.strerror})" for error in closed]
         paths = sorted(os.path.relpath(path, source) for path in below)
         self.paths = [path for path in paths if path.lower().endswith(_SUFFIXES)]
         self._by_name = defaultdict(list)

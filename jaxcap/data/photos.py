@@ -16,6 +16,7 @@ import simplejpeg
 from PIL import Image
 
 MAX_PIXELS = 100_000_000  # a larger photo is refused: decoding it would take more than 300 MB
+_TOO_LARGE = f"it has more than the {MAX_PIXELS // 1_000_000} million pixels that are decoded"
 
 _ORIENTATION = 0x0112  # EXIF tag: how the camera was held
 _UPRIGHT = {  # orientation → the photo as it should be seen
@@ -52,13 +53,13 @@ def decode(photo: str | os.PathLike | bytes) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as image:  # reads the header only
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise DamagedPhoto(_too_large(f"{width} × {height}"))
-            orientation = image.getexif().get(_ORIENTATION, 1)
+                raise DamagedPhoto(f"{_TOO_LARGE}: {width} × {height}")
             pixels_HWC = _jpeg(data) if image.format in ("JPEG", "MPO") else None
             if pixels_HWC is None:
                 pixels_HWC = _pillow(image)
+            orientation = image.getexif().get(_ORIENTATION, 1)  # only now: Pillow turns a TIFF when it reads the pixels
     except Image.DecompressionBombError:
-        raise DamagedPhoto(_too_large("far too large")) from None
+        raise DamagedPhoto(_TOO_LARGE) from None
     except Image.UnidentifiedImageError:
         raise DamagedPhoto("it is not a photo in any known format") from None
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, OverflowError, MemoryError, RuntimeError) as error:
@@ -99,6 +100,8 @@ def _jpeg(data: bytes) -> np.ndarray | None:
 
 
 def _pillow(image: Image.Image) -> np.ndarray:
+    if image.mode == "F" or image.mode == "I" and image.format == "TIFF":
+        raise DamagedPhoto("it has 32 bits a pixel and does not say which are black and white; save it with 8 or 16")
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip, not scale
         grey_HW = np.asarray(image).astype(np.int64) >> 8
         return np.repeat(np.clip(grey_HW, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
@@ -106,7 +109,3 @@ def _pillow(image: Image.Image) -> np.ndarray:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert("RGB"))
-
-
-def _too_large(dimensions: str) -> str:
-    return f"it is {dimensions} pixels, more than the {MAX_PIXELS // 1_000_000} million that are decoded"

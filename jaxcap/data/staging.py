@@ -5,6 +5,7 @@ i · size² · 3 of `pixels`, and a journal that says which photos are there. A 
 pixels have reached the disk, so that neither Ctrl-C nor a power cut leaves a line without pixels.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -32,9 +33,12 @@ _JOURNAL_EVERY = 256  # photos between two lines of the journal: what a power cu
 
 
 class Source(Protocol):
-    """Where the bytes of a photo are; `str` of it names the place for people."""
+    """Where the bytes of a photo are; `str` of it names the place for people. version: what differs when the bytes do, None
+    where they are not there."""
 
     def read(self) -> bytes: ...
+
+    def version(self) -> list[int] | None: ...
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,13 @@ class File:
 
     def read(self) -> bytes:
         return self.path.read_bytes()
+
+    def version(self) -> list[int] | None:
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return [found.st_size, found.st_mtime_ns]
 
     def __str__(self) -> str:
         return str(self.path)
@@ -59,6 +70,12 @@ class ZipMember:
 
     def read(self) -> bytes:
         return _zip(self.archive).read(self.member)
+
+    def version(self) -> list[int] | None:
+        try:
+            return [_zip(self.archive).getinfo(self.member).CRC]
+        except (OSError, zipfile.BadZipFile, KeyError):
+            return None
 
     def __str__(self) -> str:
         return f"{self.archive}!{self.member}"
@@ -113,9 +130,21 @@ class PhotoBuilder(CaptionBuilder, skip_registration=True):
             locks.hold(lock, f"another process is preparing this data set in {self._directory}; wait for it")
             for abandoned in self.target.parent.glob("incomplete.*_" + self.target.name):  # TFDS's, from a killed run
                 shutil.rmtree(abandoned, ignore_errors=True)
-            path = super().prepare()
+            try:
+                path = super().prepare()
+            except UserError:
+                if not _read_journal(self._directory / "journal", sum(map(len, self.plan.splits.values()))):
+                    self._clear()  # there is nothing to go on from
+                raise
             shutil.rmtree(self._directory, ignore_errors=True)
         return path
+
+    def _clear(self) -> None:
+        """Removes the stage, and the directories around it of this data set where nothing else is in them."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for around in self.target.parents[:2]:
+                around.rmdir()
 
     def contents(self) -> dict[str, Sequence[Record]]:
         everything = [photo for items in self.plan.splits.values() for photo in items]
@@ -241,8 +270,9 @@ def _read_journal(path: Path, count: int) -> set[int]:
 
 
 def _restart_if_other(items: Sequence[Photo], size: int, directory: Path) -> None:
-    """Empties the stage if it was made for other photos or another size."""
-    plan = hashlib.blake2b(json.dumps([size, [[item.image_id, str(item.source)] for item in items]]).encode())
+    """Empties the stage if it was made for other photos or another size, or photos have changed since."""
+    photos = [[item.image_id, str(item.source), item.source.version()] for item in items]
+    plan = hashlib.blake2b(json.dumps([size, photos]).encode())
     note = directory / "plan"
     if not note.exists() or note.read_text() != plan.hexdigest():
         for name in ("plan", "journal", "pixels"):
