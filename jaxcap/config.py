@@ -313,6 +313,8 @@ def check(config: Config) -> Config:
                         "photos are stored at data.size and cropped to encoder.size")
     if not config.phases:
         raise UserError("phases is empty: a run needs at least one")
+    if "/" in config.name:
+        raise UserError(f"name {config.name!r} names a directory below runs/, so it must not hold a /; --run-dir takes any path")
     if config.augment.views and (config.augment.views < 2 or not config.augment.any()):
         raise UserError(f"augment.views={config.augment.views} would be the photo alone: use 2 or more, with crop, flip or color")
     if config.decoder.standardize and not config.start and (config.phases[0].train != "decoder" or not config.augment.cacheable()):

@@ -18,10 +18,34 @@ class Stopped(Exception):
     """A signal asked for an end, and what was done so far is kept."""
 
 
+_interrupts: list[int] = []
+
+
+def _interrupt(number, frame) -> None:
+    _interrupts.append(number)
+    raise KeyboardInterrupt
+
+
+def heed_interrupts() -> None:
+    """Raises KeyboardInterrupt where one was lost, as Python drops those that arrive while it collects garbage."""
+    if _interrupts:
+        raise KeyboardInterrupt
+
+
+def require_text(**names) -> None:
+    """Raises `UserError` for the first name, by its option, whose bytes are no UTF-8: what writes records and checkpoints needs it."""
+    for option, name in names.items():
+        try:
+            str(name).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{option} {os.fsencode(str(name))!r} is not UTF-8; choose another name") from None
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command's `main` and exits with its status: 2 and one sentence on a `UserError`. SIGTERM ends it as an exception does,
     so that what it wrote for a time is gone and no child is left."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGINT, _interrupt)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # of file names that are no text

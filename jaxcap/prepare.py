@@ -7,7 +7,7 @@ from pathlib import Path
 from jaxcap import config
 from jaxcap.data import coco, flickr8k, folder, places, records
 from jaxcap.data.staging import PhotoBuilder, Plan
-from jaxcap.errors import UserError, run_command
+from jaxcap.errors import UserError, require_text, run_command
 
 _SHOWN = 20  # skipped photos named on the terminal; all of them are in skipped.txt
 
@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.workers < 0:
         raise UserError(f"--workers must not be negative, not {options.workers}")
     data = config.Data(name=options.dataset, label=_label(options), size=options.size, dir=options.data_dir)
+    require_text(**{"--data-dir": places.data_dir(data)})
     path = places.prepared_path(data)
     if path.exists() and not options.force:
         print(f"{places.dataset_name(data)} is already prepared at size {data.size} in {path} (--force does it anew)")

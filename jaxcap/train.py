@@ -8,6 +8,8 @@ import contextlib
 import dataclasses
 import functools
 import math
+import os
+import shlex
 import time
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import numpy as np
 
 from jaxcap import captioner as captioners
 from jaxcap import config as configs
-from jaxcap import encoders, evaluate, feed, finish, journal, optim, parallel, runs, vocab
+from jaxcap import encoders, errors, evaluate, feed, finish, journal, optim, parallel, runs, vocab
 from jaxcap import step as steps
 from jaxcap.checkpoints import Checkpoints
 from jaxcap.config import Config
@@ -59,6 +61,7 @@ def train(configuration: Config, directory: Path, *, resume: bool = False) -> in
     state = initial_state(configuration, captioner, devices, begun)
     evaluator = evaluate.Evaluator(configuration, captioner, vocabulary, own, val_split, configuration.eval_photos)
     lengths = [phase_steps(phase, examples, configuration.batch_size) for phase in configuration.phases]
+    errors.heed_interrupts()
     if not resume:
         if parallel.first():
             runs.create(directory, configuration, vocabulary)
@@ -77,7 +80,7 @@ def train(configuration: Config, directory: Path, *, resume: bool = False) -> in
                     state = run_phase(session, state, number, lengths[number], at)
                 if stop:
                     log.say(f"stopped at step {max(keeper.steps(), default=0)}; continue with: "
-                            f"python -m jaxcap.train --resume {directory}")
+                            f"python -m jaxcap.train --resume={shlex.quote(str(directory))}")
                     return 128 + stop.number
     finally:
         log.close()
@@ -145,16 +148,16 @@ def run_phase(session: Session, state: TrainState, number: int, total: int, posi
         before, done = done, done + item["tokens_BT1"].shape[1]
         if before // config.log_every != done // config.log_every:
             session.stop.agree()
-        saving = done // every > before // every or done == total or session.stop
+        due = done // every > before // every or done == total
         if before // config.log_every > reported // config.log_every:
             report(before)
             reported = before
         waiting.append(metrics)
-        if saving:
+        if due or session.stop:
             report(done)
             reported = done
             save(session, whole(part), done, first, fed.val_features, {"phase": number, "data": iterator.get_state(), "together": together},
-                 score=not session.stop)
+                 score=due)  # one that a stop falls on too, for it would stay without
         if session.stop:
             break
     keeper.wait()
@@ -211,6 +214,14 @@ def introduction(session: Session, vocabulary: vocab.Vocab, state: TrainState, r
     return "\n".join(lines + ([f"resumed at step {resumed_at}"] if resumed_at else []))
 
 
+def located(config: Config) -> dict[str, str]:
+    """The settings that name places, as they are named from any directory."""
+    named = {"data.dir": config.data.dir, "start": config.start}
+    if os.path.exists(config.encoder.weights):
+        named["encoder.weights"] = config.encoder.weights
+    return {key: os.path.abspath(os.path.expanduser(place)) for key, place in named.items() if place}
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m jaxcap.train", formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -238,13 +249,17 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{key} = {value}")
         return 0
 
+    if not arguments.resume or path is not None:
+        configuration = configs.change(configuration, located(configuration))
     if arguments.resume and arguments.run_dir and arguments.resume.absolute() != arguments.run_dir.absolute():
         raise UserError(f"--resume goes on in {arguments.resume}, so --run-dir {arguments.run_dir} has no meaning; leave one of them out")
     parallel.initialize()
     directory = arguments.resume or arguments.run_dir or Path(parallel.same(
         str(runs.new_directory(f"{configuration.name}-{time.strftime('%Y%m%d-%H%M%S')}")) if parallel.first() else ""))
+    errors.require_text(**{"--run-dir": directory, "name": configuration.name, "data.dir": configuration.data.dir})
     there = (directory / "config.json").exists()
     changed = configs.differences(runs.read_config(directory), configuration) if there else []
+    changed = [line for line in changed if not line.startswith("data.dir: ")]  # the same data may lie elsewhere now
     begun = any(path.name.isdecimal() for path in directory.glob("checkpoints/*"))
     parallel.largest(0)  # no process writes before all have looked
     if arguments.resume and not there:

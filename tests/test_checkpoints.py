@@ -216,6 +216,14 @@ def test_a_command_that_is_terminated_leaves_nothing_behind(tmp_path):
     assert not child.communicate(timeout=30)[1] and child.returncode == 143 and not list(tmp_path.iterdir())
 
 
+def test_an_interrupt_while_garbage_is_collected_is_not_lost():
+    code = ("import os, signal\nfrom jaxcap import errors\nclass Garbage:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGINT)\n"
+            "def main():\n    Garbage()\n    errors.heed_interrupts()\n    print('went on')\nerrors.run_command(main)")
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(errors.__file__))}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, text=True, capture_output=True)
+    assert done.returncode == 130 and "went on" not in done.stdout and done.stderr.endswith("interrupted\n")
+
+
 def test_who_has_read_enough_of_the_output_and_names_that_are_no_text_cause_no_traceback():
     code = "from jaxcap.errors import run_command\nrun_command(lambda: [print('caf\\udce9', i, flush=True) for i in range(100_000)] and 0)"
     done = subprocess.run(["bash", "-c", f'"{sys.executable}" -c "{code}" | head -1; echo ${{PIPESTATUS[0]}}'], text=True, capture_output=True,

@@ -337,6 +337,11 @@ def test_impossible_options(source, data, arguments, message):
         prepare.main(["flickr8k", "--source", str(source), "--data-dir", data.dir, *arguments])
 
 
+def test_a_place_that_is_no_text(source, tmp_path):
+    with pytest.raises(UserError, match="--data-dir .* is not UTF-8"):
+        prepare.main(["flickr8k", "--source", str(source), "--size", "16", "--data-dir", str(tmp_path / "b\udcffd")])
+
+
 def test_a_missing_source(tmp_path, data):
     with pytest.raises(UserError, match="--source .*absent does not exist"):
         run(tmp_path / "absent", data)

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import itertools
 import json
 import os
 import re
@@ -21,7 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcap import caption, captioner, checkpoints, config, evaluate, features, feed, journal, prepare, runs, train, vocab
+from jaxcap import caption, captioner, checkpoints, config, errors, evaluate, features, feed, journal, parallel, prepare, runs, train, vocab
 from jaxcap import step as steps
 from jaxcap.data import records
 from jaxcap.errors import UserError
@@ -113,6 +114,49 @@ def test_stop_and_resume_is_bit_for_bit_the_run_that_never_stopped(data, finishe
     assert losses(directory) == losses(finished)
 
 
+def test_a_stop_that_falls_on_a_checkpoint_leaves_it_scored(data, finished, tmp_path, monkeypatch):
+    directory, original = tmp_path / "a run", parallel.Parallel.pace
+    steps, said = itertools.count(1), []
+
+    def stop_in_the_last_step(self, metrics):
+        original(self, metrics)
+        if next(steps) == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parallel.Parallel, "pace", stop_in_the_last_step)
+        patch.setattr(journal.Journal, "say", lambda self, text: said.append(text))
+        assert train.main([*settings(data), "--run-dir", str(directory)]) == 143
+    assert said[-1].endswith(f"--resume='{directory}'")  # to be pasted as it is
+    assert train.main(["--resume", str(directory)]) == 0
+    for name in ("val.json", "val.scores.json"):
+        assert (directory / "results" / name).read_bytes() == (finished / "results" / name).read_bytes()
+    scored = [[line["step"] for line in journal.read(run) if "bleu4" in line] for run in (directory, finished)]
+    assert scored[0] == scored[1]
+
+
+def test_a_run_knows_its_places_from_any_directory(data, finished, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    monkeypatch.chdir(data.parent)
+    start = os.path.relpath(finished)
+    begin = [str(data.parent / "tiny.py"), f"data.dir={data.name}", f"start={start}", "phases.0.from_scratch=false", "phases.0.steps=2", "eval_during=false"]
+    assert train.main([*begin, "--run-dir", str(run)]) == 0
+    written = json.loads((run / "config.json").read_text())
+    assert (written["data"]["dir"], written["start"]) == (str(data), str(finished))
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(run / "checkpoints")
+    assert train.main(["--resume", str(run)]) == 0
+    (tmp_path / "moved").symlink_to(data)  # the same data elsewhere are no other config
+    assert train.main(["--resume", str(run), "data.dir=moved"]) == 0
+
+
+def test_an_interrupt_that_python_dropped_is_heeded_before_the_first_step(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(errors, "_interrupts", [signal.SIGINT])
+    with pytest.raises(KeyboardInterrupt):
+        train.main([*settings(data), "--run-dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_state_packed_as_nvidia_cards_have_it_trains_saves_resumes_and_draws(data, finished, tmp_path, monkeypatch):
     monkeypatch.setattr(captioner, "build", functools.partial(captioner.build, platform="gpu"))
     packed = tmp_path / "packed"
@@ -190,6 +234,8 @@ def test_resume_under_another_config_is_refused_with_the_differences(data, finis
     ("encoder.name=smal_cnn", "small_cnn"),
     ("vocabulary.min_count=1000", "min_count"),
     ("data.captions_per_photo=0", "data.captions_per_photo must be at least 1"),
+    ("name=../elsewhere", "must not hold a /"),
+    ("name=b\udcffd", "name b'b.xffd' is not UTF-8"),
 ])
 def test_bad_input_leaves_nothing_behind(data, tmp_path, change, words):
     with pytest.raises(UserError, match=words) as error:
