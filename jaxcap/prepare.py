@@ -69,15 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"--workers must not be negative, not {options.workers}")
     data = config.Data(name=options.dataset, label=_label(options), size=options.size, dir=options.data_dir)
     require_text(**{"--data-dir": places.data_dir(data)})
-    path = places.prepared_path(data)
+    path = places.find(data)
     if path.exists() and not options.force:
         print(f"{places.dataset_name(data)} is already prepared at size {data.size} in {path} (--force does it anew)")
         return 0
     plan = options.plan(options)
     _announce(plan)
-    with places.set_aside(data):
-        builder = places.builder_class(data.name)(data, plan, options.workers)
-        builder.prepare()
+    builder = places.builder_class(data.name)(data, plan, options.workers)
+    builder.prepare(anew=options.force)
     _report(data, builder)
     return 0
 

@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -167,6 +168,87 @@ def test_a_failing_force_keeps_the_old_one(source, data, monkeypatch):
     with pytest.raises(UserError, match="none of the 48"):
         run(source, data, "--force")
     assert records.open_split(data, "train").fingerprint == before
+
+
+def test_force_keeps_the_old_one_until_the_new_one_is_whole(source, data, monkeypatch):
+    run(source, data)
+    before, seen, call = records.open_split(data, "train").fingerprint, [], records._Shard.__call__
+    damage(source, 3)
+
+    def reading(self):
+        seen.append(records.open_split(data, "train").fingerprint)
+        return call(self)
+
+    monkeypatch.setattr(records._Shard, "__call__", reading)
+    assert run(source, data, "--force") == 0
+    assert seen == [before] * 2 and len(records.open_split(data, "train")) == 39 and leftovers(data) == []
+
+
+def test_a_second_force_is_refused_and_the_first_one_replaces(source, data, monkeypatch):
+    run(source, data)
+    damage(source, 3)
+    call = records._Shard.__call__
+
+    def twice(self):
+        with pytest.raises(UserError, match="another process is preparing"):
+            run(source, data, "--force")
+        return call(self)
+
+    monkeypatch.setattr(records._Shard, "__call__", twice)
+    assert run(source, data, "--force") == 0
+    assert len(records.open_split(data, "train")) == 39 and leftovers(data) == []
+
+
+def test_force_mends_a_damaged_description(source, data):
+    run(source, data)
+    (places.prepared_path(data) / "dataset_info.json").write_text("{")
+    assert run(source, data, "--force") == 0
+    assert len(records.open_split(data, "train").images([0])) == 1
+
+
+@pytest.mark.parametrize("moved", ["1.0.0", "1.0.0.replaced"])
+def test_a_force_that_cannot_rename_says_so_and_keeps_the_old_one(source, data, monkeypatch, moved):
+    run(source, data)
+    damage(source, 3)
+    path, rename = places.prepared_path(data), Path.rename
+
+    def failing(self, target):
+        if target == path.with_name(moved) and not self.name.endswith(".replaced"):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot write to .*/1.0.0: Permission denied"):
+        patch.setattr(Path, "rename", failing)
+        run(source, data, "--force")
+    assert len(records.open_split(data, "train")) == 40 and [file.name for file in leftovers(data)] == ["1.0.0.staging"]
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_a_replacement_that_was_cut_short_is_put_back(source, data, capsys, staged):
+    run(source, data)
+    path = places.prepared_path(data)
+    aside, stage = path.with_name("1.0.0.replaced"), path.with_name("1.0.0.staging")
+    if staged:
+        stage.mkdir()
+    path.rename(aside)
+    assert len(records.open_split(data, "train")) == 40
+    path.rename(aside)
+    capsys.readouterr()
+    assert run(source, data) == 0 and "already prepared" in capsys.readouterr().out
+    path.rename(aside)
+    assert run(source, data, "--force") == 0 and leftovers(data) == []
+
+
+def test_who_prepares_is_not_disturbed_between_two_renames(source, data):
+    run(source, data)
+    path = places.prepared_path(data)
+    stage = path.with_name("1.0.0.staging")
+    stage.mkdir()
+    path.rename(path.with_name("1.0.0.replaced"))
+    with open(stage / "lock", "w") as lock, pytest.raises(UserError, match="not prepared"):
+        locks.hold(lock, "none")
+        records.open_split(data, "train")
+    assert len(records.open_split(data, "train")) == 40
 
 
 def count_loads(monkeypatch, interrupt_at=None):

@@ -4,10 +4,9 @@ import contextlib
 import importlib
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-from jaxcap import config
+from jaxcap import config, locks
 from jaxcap.errors import UserError
 
 _BUILDERS = {  # data.name → where its CaptionBuilder is
@@ -40,27 +39,43 @@ def prepared_path(data: config.Data, version=None) -> Path:
     return data_dir(data) / dataset_name(data) / str(data.size) / str(version)
 
 
-@contextlib.contextmanager
-def set_aside(data: config.Data) -> Iterator[None]:
-    """Clears the place of a prepared data set for a new one; if that is not made, the old one comes back.
+def stage_path(path: Path) -> Path:
+    """Where photos for the data set at `path` are decoded; whoever prepares it holds the file `lock` there."""
+    return path.with_name(path.name + ".staging")
 
-    Raises `UserError` if the place may not be changed.
-    """
+
+def find(data: config.Data) -> Path:
+    """`prepared_path`, where a data set whose replacement was cut short between two renames is put back first."""
     path = prepared_path(data)
-    aside = path.with_name(path.name + ".replaced")
-    if path.exists():
-        shutil.rmtree(aside, ignore_errors=True)
-        try:
-            path.rename(aside)
-        except OSError as error:
-            raise UserError(cannot_write(path, error)) from error
+    aside, stage = _aside(path), stage_path(path)
+    if aside.exists() and not path.exists():
+        with contextlib.suppress(OSError, UserError), contextlib.ExitStack() as stack:  # refused: the new one is about to come
+            if stage.exists():
+                locks.hold(stack.enter_context(open(stage / "lock", "w")), "the data set is being replaced")
+            aside.rename(path)
+    return path
+
+
+def replace(path: Path, new: Path) -> None:
+    """Renames the whole data set `new` to `path`; one that is there goes only then, and comes back if that fails.
+
+    For who holds the lock. Raises `OSError` if the place may not be changed.
+    """
+    aside = _aside(path)
     try:
-        yield
-    finally:
         if path.exists():
             shutil.rmtree(aside, ignore_errors=True)
-        elif aside.exists():
+            path.rename(aside)
+        new.rename(path)
+    except BaseException:
+        if not path.exists() and aside.exists():
             aside.rename(path)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(path.name + ".replaced")
 
 
 def cannot_write(path: Path, error: Exception) -> str:

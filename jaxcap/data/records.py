@@ -10,7 +10,8 @@ import hashlib
 import io
 import json
 import os
-import tempfile
+import secrets
+import shutil
 import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from tensorflow_datasets.core.writer import ExampleWriter
 from tqdm import tqdm
 
 from jaxcap import config, progress
-from jaxcap.data.places import builder_class, cannot_write, data_dir, dataset_name, prepared_path
+from jaxcap.data.places import builder_class, cannot_write, data_dir, dataset_name, find, prepared_path, replace
 from jaxcap.errors import UserError
 
 _DRAWN = ("shapes",)  # made of code alone, so opening one prepares it
@@ -58,30 +59,40 @@ class CaptionBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     def __init__(self, data: config.Data):
         self.name = dataset_name(data)
         self.size = data.size
-        self.target = prepared_path(data, self.VERSION)  # TFDS's data_dir is another while it writes
+        self.target = prepared_path(data, self.VERSION)
+        self._writing = self.target.with_name(f"incomplete.{secrets.token_hex(4)}_{self.VERSION}")  # TFDS leaves alone what is at `target`
         self.beside: dict[str, str] = {}  # file name → text that `contents` wants to lie beside the records
         self._index: dict[str, dict] = {}
         self._bar: tqdm | None = None
         with _quiet():
-            super().__init__(data_dir=os.fspath(data_dir(data)),
+            super().__init__(data_dir=os.fspath(self._writing),
                              config=tfds.core.BuilderConfig(name=str(data.size), version=str(self.VERSION)))
 
     @abstractmethod
     def contents(self) -> dict[str, Sequence[Record]]:
         """Split name → its records, each made only when it is asked for. A split without records is left out."""
 
-    def prepare(self) -> Path:
+    def prepare(self, anew: bool = False) -> Path:
         """Writes the data set unless it is there, all of it or nothing, and returns its directory.
+
+        anew: also if it is there; the old one stays until the new one is whole. The caller holds the lock then.
 
         Raises `UserError` if the directory cannot be written or the disk is full.
         """
-        if not self.target.exists():
+        if anew or not self.target.exists():
             try:
-                with _quiet(), tempfile.TemporaryDirectory() as unused:  # TFDS makes a download directory come what may
-                    self.download_and_prepare(file_format="array_record", download_dir=unused)
+                with _quiet():
+                    self.download_and_prepare(file_format="array_record", download_dir=self._writing / "unused")  # made come what may
+                _to_disk(Path(self.data_dir))
+                if anew:
+                    replace(self.target, Path(self.data_dir))
+                else:
+                    os.rename(self.data_dir, self.target)
             except OSError as error:
-                if not self.target.exists():  # otherwise another process was faster
+                if anew or not self.target.exists():  # otherwise another process was faster
                     raise UserError(cannot_write(self.target, error)) from error
+            finally:
+                shutil.rmtree(self._writing, ignore_errors=True)
         return self.target
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -120,6 +131,13 @@ class CaptionBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             Path(self.data_dir, split + _INDEX).write_text(json.dumps(index, ensure_ascii=False), "utf-8")
         for name, text in self.beside.items():
             Path(self.data_dir, name).write_text(text, "utf-8", "backslashreplace")  # file names need be no text
+
+
+def _to_disk(directory: Path) -> None:
+    """Waits for the disk, so that a power cut after `directory` is renamed does not leave it with empty files."""
+    for path in directory.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file)
 
 
 class _LocalInfo(tfds.core.DatasetInfo):
@@ -252,7 +270,7 @@ def splits(data: config.Data) -> list[str]:
 
 
 def _prepared(data: config.Data) -> Path:
-    path = prepared_path(data)
+    path = find(data)
     if path.exists():
         return path
     if data.name in _DRAWN:

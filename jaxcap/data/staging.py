@@ -25,7 +25,7 @@ import numpy as np
 
 from jaxcap import config, locks, progress
 from jaxcap.data import photos
-from jaxcap.data.places import cannot_write
+from jaxcap.data.places import cannot_write, stage_path
 from jaxcap.data.records import CaptionBuilder, Record
 from jaxcap.errors import UserError
 
@@ -119,19 +119,19 @@ class PhotoBuilder(CaptionBuilder, skip_registration=True):
         self.plan = plan
         self.workers = workers or len(os.sched_getaffinity(0))
         self.skipped: list[str] = []
-        self._directory = self.target.with_name(self.target.name + ".staging")
+        self._directory = stage_path(self.target)
 
-    def prepare(self) -> Path:
+    def prepare(self, anew: bool = False) -> Path:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(cannot_write(self._directory, error)) from error
         with open(self._directory / "lock", "w") as lock:
             locks.hold(lock, f"another process is preparing this data set in {self._directory}; wait for it")
-            for abandoned in self.target.parent.glob("incomplete.*_" + self.target.name):  # TFDS's, from a killed run
+            for abandoned in self.target.parent.glob("incomplete.*_" + self.target.name):  # from a killed run
                 shutil.rmtree(abandoned, ignore_errors=True)
             try:
-                path = super().prepare()
+                path = super().prepare(anew)
             except UserError:
                 if not _read_journal(self._directory / "journal", sum(map(len, self.plan.splits.values()))):
                     self._clear()  # there is nothing to go on from
@@ -256,10 +256,6 @@ def _write(file: int, data: bytes, offset: int) -> None:
     while view:
         written = os.pwrite(file, view, offset)
         view, offset = view[written:], offset + written
-
-
-def _stage_path(path: Path) -> Path:
-    return path.with_name(path.name + ".staging")
 
 
 def _read_journal(path: Path, count: int) -> set[int]:
