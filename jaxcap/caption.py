@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from PIL import ImageFont
 
 from jaxcap import config as configs
 from jaxcap import explain, inference, options, parallel, runs
@@ -20,6 +21,7 @@ from jaxcap.errors import UserError, run_command
 from jaxcap.inference import Caption
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+LETTERS = 20  # that the font lacks are named
 
 
 def find(paths: list[Path]) -> list[Path]:
@@ -87,9 +89,10 @@ def captions(run: runs.Run, settings: configs.Search, paths: list[Path], *,
                 yield path, image if isinstance(image, str) else next(written)
 
 
-def explained(explainer: explain.Explainer, path: Path, size: int, caption: str, written: Path) -> None:
-    """Writes the picture of a caption's maps. Raises `UserError` if it cannot be written."""
-    picture = explain.picture(explainer.explain(photos.load(path, size), caption))
+def explained(explainer: explain.Explainer, path: Path, size: int, caption: str, written: Path, font: ImageFont.FreeTypeFont) -> list[str]:
+    """Writes the picture of a caption's maps and returns the letters that the font lacks. Raises `UserError` if it cannot be written."""
+    explanation = explainer.explain(photos.load(path, size), caption)
+    picture = explain.picture(explanation, font=font)
     try:
         written.parent.mkdir(parents=True, exist_ok=True)
         picture.save(written)
@@ -97,6 +100,7 @@ def explained(explainer: explain.Explainer, path: Path, size: int, caption: str,
         with contextlib.suppress(OSError):
             written.unlink(missing_ok=True)
         raise UserError(f"{written} cannot be written: {error.strerror or error}") from error
+    return explain.lacking(explanation.words, font)
 
 
 def explained_names(paths: Sequence[Path]) -> list[str]:
@@ -125,11 +129,16 @@ def main(argv: list[str] | None = None) -> int:
                         help="write NAME.explained.png for each photo: a map for every word of the best caption, of where it "
                              "looked, or, without attention, of what it needed to see")
     parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="where --explain writes (default: here)")
+    parser.add_argument("--font", metavar="FILE",
+                        help="TrueType or OpenType file for the words of --explain (default: a font with English letters only)")
     parser.add_argument("--json", action="store_true",
                         help='one JSON object a line: {"photo": …, "captions": [{"text", "log_prob", "finished"}, …]}')
     arguments = parser.parse_args(argv)
     if arguments.batch_size < 1 or arguments.top < 1:
         raise UserError("--batch-size and --top must be at least 1")
+    if arguments.font is not None and not arguments.explain:
+        raise UserError("--font does nothing without --explain; give both or neither")
+    font = explain.word_font(arguments.font) if arguments.explain else None
 
     paths = find(arguments.photos)
     parallel.initialize()
@@ -139,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.top > settings.beam:
         settings = dataclasses.replace(settings, beam=-(-arguments.top // settings.groups) * settings.groups)
     explainer = explain.Explainer(run) if arguments.explain else None
-    skipped = 0
+    skipped, lacking = 0, {}
     for name, (path, found) in zip(explained_names(paths), captions(run, settings, paths, batch_size=arguments.batch_size)):
         if isinstance(found, str):
             skipped += 1
@@ -148,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
         best = found[:arguments.top]
         if arguments.explain:
             written = arguments.out / name
-            explained(explainer, path, run.config.data.size, best[0].text, written)
+            lacking |= dict.fromkeys(explained(explainer, path, run.config.data.size, best[0].text, written, font))
         if arguments.json:
             line = {"photo": str(path), "captions": [dataclasses.asdict(caption) for caption in best]}
             print(json.dumps(line, ensure_ascii=sys.stdout.encoding.lower() != "utf-8"), flush=True)
@@ -160,6 +169,9 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"  {number}. {caption.text} (p = {math.exp(caption.log_prob):.3g})", flush=True)
         if arguments.explain:
             print(f"  {written}", file=sys.stderr if arguments.json else sys.stdout, flush=True)
+    if lacking:
+        letters = " ".join(list(lacking)[:LETTERS]) + (" …" if len(lacking) > LETTERS else "")
+        print(f"the font lacks {letters}; name another with --font", file=sys.stderr)
     if skipped:
         print(f"{skipped} of {len(paths)} photos could not be read", file=sys.stderr)
     return 1 if skipped else 0

@@ -19,6 +19,7 @@ from jaxcap import checkpoints, evaluate, features, inference, metrics, parallel
 from jaxcap import config as configs
 from jaxcap.data import records
 from jaxcap.errors import UserError
+from jaxcap.metrics import Tokenize
 
 PyTree = Any
 Captions = Mapping[str, str]
@@ -44,7 +45,8 @@ _FUNCTION_WORDS = frozenset("""
     towards two under underneath up very was were what where which while who whose with without""".split())
 
 
-def familiarity(candidates: Captions, references: References, train_captions: Iterable[str]) -> dict[str, dict | float]:
+def familiarity(candidates: Captions, references: References, train_captions: Iterable[str],
+                tokenize: Tokenize = ptb.tokenize) -> dict[str, dict | float]:
     """Captions that stand word for word in the training captions ("in_train"), and the others ("new").
 
     Each has `photos`, `share` (0–1), `cider` (the mean of its photos', document frequencies those of the whole split) and
@@ -52,17 +54,19 @@ def familiarity(candidates: Captions, references: References, train_captions: It
     photos' first references that stand there: how often a person's caption does. Punctuation and case do not count. Raises
     as `metrics.score` does.
     """
-    photos = metrics.per_photo(candidates, references)
-    seen = set(map(ptb.tokenize, train_captions))
+    photos = metrics.per_photo(candidates, metrics.References(references, tokenize))
+    seen = set(map(tokenize, train_captions))
     parts = {"in_train": [], "new": []}
     for i in references:
-        parts["in_train" if ptb.tokenize(candidates[i]) in seen else "new"].append(i)
+        parts["in_train" if tokenize(candidates[i]) in seen else "new"].append(i)
     found = {}
     for name, ids in parts.items():
-        bleu = metrics.score({i: candidates[i] for i in ids}, {i: references[i] for i in ids})["bleu4"] if ids else None
+        bleu = None
+        if ids:
+            bleu = metrics.score({i: candidates[i] for i in ids}, metrics.References({i: references[i] for i in ids}, tokenize))["bleu4"]
         found[name] = {"photos": len(ids), "share": len(ids) / len(references), "bleu4": bleu,
                        "cider": statistics.fmean(photos[i]["cider"] for i in ids) if ids else None}
-    by_people = [ptb.tokenize(texts[0]) in seen for texts in references.values()]
+    by_people = [tokenize(texts[0]) in seen for texts in references.values()]
     return {**found, "first_reference_in_train": statistics.fmean(by_people)}
 
 
@@ -110,14 +114,15 @@ def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def content_words(captions: Sequence[Sequence[str]], count: int = PROBE_WORDS) -> list[str]:
+def content_words(captions: Sequence[Sequence[str]], count: int = PROBE_WORDS, tokenize: Tokenize = ptb.tokenize) -> list[str]:
     """The content words that stand in the captions of the most photos, commonest first; ties in alphabetical order."""
-    photos = collections.Counter(word for texts in captions for word in _words(texts) - _FUNCTION_WORDS if len(word) > 1)
+    photos = collections.Counter(word for texts in captions for word in _words(texts, tokenize) - _FUNCTION_WORDS
+                                 if len(word) > 1 or word.isalpha() and not word.isascii())  # 犬 is a word
     return [word for word, _ in sorted(photos.items(), key=lambda item: (-item[1], item[0]))[:count]]
 
 
 def probe(train_NF: np.ndarray, train_captions: Sequence[Sequence[str]], val_MF: np.ndarray,
-          val_captions: Sequence[Sequence[str]], words: int = PROBE_WORDS) -> dict[str, Any]:
+          val_captions: Sequence[Sequence[str]], words: int = PROBE_WORDS, tokenize: Tokenize = ptb.tokenize) -> dict[str, Any]:
     """What a linear map can read from features: the mean average precision (0–1) with which it finds the val photos of a word.
 
     A word is in a photo if one of its captions has it. For each of the commonest content words of the train captions that are
@@ -129,13 +134,13 @@ def probe(train_NF: np.ndarray, train_captions: Sequence[Sequence[str]], val_MF:
     """
     if len(train_NF) < 10:
         raise UserError(f"a probe of the encoder needs at least 10 train photos, not {len(train_NF)}")
-    chosen = content_words(train_captions, words)
-    val_MW = _presence(val_captions, chosen)
+    chosen = content_words(train_captions, words, tokenize)
+    val_MW = _presence(val_captions, chosen, tokenize)
     kept_W = val_MW.any(axis=0) & ~val_MW.all(axis=0)
     chosen, val_MW = [word for word, kept in zip(chosen, kept_W) if kept], val_MW[:, kept_W]
     if not chosen:
         raise UserError("a probe of the encoder needs a content word that some val photos have and others lack")
-    train_NW = _presence(train_captions, chosen)
+    train_NW = _presence(train_captions, chosen, tokenize)
     fitted = len(train_NF) * 4 // 5
     held_NW = train_NW[fitted:]
     usable_W = held_NW.any(axis=0)
@@ -150,16 +155,16 @@ def probe(train_NF: np.ndarray, train_captions: Sequence[Sequence[str]], val_MF:
             "words": {word: float(p) for word, p in zip(chosen, precision_W)}}
 
 
-def _words(texts: Sequence[str]) -> set[str]:
-    return set(word for text in texts for word in ptb.tokenize(text).split())
+def _words(texts: Sequence[str], tokenize: Tokenize) -> set[str]:
+    return set(word for text in texts for word in tokenize(text).split())
 
 
-def _presence(captions: Sequence[Sequence[str]], words: Sequence[str]) -> np.ndarray:
+def _presence(captions: Sequence[Sequence[str]], words: Sequence[str], tokenize: Tokenize) -> np.ndarray:
     """bool [photos, words]"""
     present = np.zeros((len(captions), len(words)), bool)
     columns = {word: column for column, word in enumerate(words)}
     for row, texts in zip(present, captions):
-        row[[columns[word] for word in _words(texts) if word in columns]] = True
+        row[[columns[word] for word in _words(texts, tokenize) if word in columns]] = True
     return present
 
 
@@ -197,6 +202,7 @@ def measure(run: runs.Run, configuration: configs.Config, devices: parallel.Para
     train_split = records.open_split(configuration.data, configuration.data.train)
     references = dict(zip(split.image_ids, split.captions))
     names = [phase.name for phase in configuration.phases]
+    tokenize = metrics.tokenizer(run.vocab)
     now, earlier = _phases(run)
     by_phase = {}
     begun = None
@@ -212,7 +218,7 @@ def measure(run: runs.Run, configuration: configs.Config, devices: parallel.Para
 
     def look(params, batch_stats):
         looked = [_pooled(part, configuration, run.captioner, params, batch_stats, devices) for part in (train_split, split)]
-        return probe(looked[0], train_split.captions[:len(looked[0])], looked[1], split.captions)
+        return probe(looked[0], train_split.captions[:len(looked[0])], looked[1], split.captions, tokenize=tokenize)
 
     probes = {}
     if any(phase.train == "all" for phase in configuration.phases[:now + 1]):
@@ -224,7 +230,7 @@ def measure(run: runs.Run, configuration: configs.Config, devices: parallel.Para
             probes[kind] = look(first.params, first.batch_stats)
     probes[f"step {run.step}"] = look(run.params, run.batch_stats)
     return {"split": split.name, "step": run.step,
-            "familiarity": familiarity(captions, references, (text for texts in train_split.captions for text in texts)),
+            "familiarity": familiarity(captions, references, (text for texts in train_split.captions for text in texts), tokenize),
             "colours": by_phase, "colours_of_first_references": people, "probe": probes}
 
 

@@ -43,7 +43,7 @@ class Evaluator:
         sizes = tuple(configs.encoder_size(one) for one in (configuration, *(other for other, _ in others)))
         self.config, self.vocab, self.devices, self.split = configuration, vocab, devices, split
         self.count = min(limit, len(split)) or len(split)
-        self.references = metrics.References(dict(zip(split.image_ids[:self.count], split.captions)))
+        self.references = metrics.References(dict(zip(split.image_ids[:self.count], split.captions)), metrics.tokenizer(vocab))
         self.batch_size = -(-configuration.eval_batch_size // devices.size) * devices.size
         self._captioner = captioner
         self._decode = inference.decoder(captioner, configuration.search, sizes if others else sizes[0], devices, vocab)
@@ -85,7 +85,8 @@ class Evaluator:
 def full_scores(evaluator: Evaluator, captions: dict[str, Caption], train_captions: Iterable[str]) -> dict[str, float]:
     """`Evaluator.scores`, and how much of the captions stands word for word in the training captions, and variety."""
     texts = {image_id: caption.text for image_id, caption in captions.items()}
-    return {**evaluator.scores(captions), "in_train": metrics.novelty(texts, train_captions), **metrics.variety(texts)}
+    tokenize = evaluator.references.tokenize
+    return {**evaluator.scores(captions), "in_train": metrics.novelty(texts, train_captions, tokenize), **metrics.variety(texts, tokenize)}
 
 
 def write_results(directory: Path, split: str, captions: dict[str, Caption], scores: dict, photos: dict) -> None:
@@ -147,7 +148,8 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m jaxcap.evaluate", description="Captions every photo of a split and scores the captions.",
         epilog="Writes RUN/results/SPLIT.json (COCO result format) and RUN/results/SPLIT.scores.json, and prints the scores; "
                "runs that write together leave theirs with the first one, as results/SPLIT+RUN2+RUN3.json. "
-               "BLEU is coco-caption's to 1e-6, on a 0–100 scale.")
+               "BLEU is coco-caption's to 1e-6, on a 0–100 scale; captions of a run with vocabulary.tokenizer=characters are "
+               "scored by characters.")
     options.add(parser)
     parser.add_argument("--split", default="val", help="split to score (default: val); several joined with '+'")
     parser.add_argument("--data-dir", help="where prepared data sets are, if not where the run found them")

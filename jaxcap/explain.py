@@ -6,13 +6,14 @@ says by how much each word's log-probability falls (occlusion: Zeiler & Fergus 2
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+import regex
 from PIL import Image, ImageDraw, ImageFont
 
 from jaxcap import config as configs
@@ -24,6 +25,7 @@ from jaxcap.vocab import BOS, PAD
 GRID, COVERED = 9, 4  # occlusion: positions a side, and the share of a side (1 / COVERED) that a patch covers
 SIDE = 224  # pixels of a panel
 LENGTHS = 24  # captions are filled up to a multiple of so many words, so that the decoder is compiled once
+_VISIBLE = regex.compile(r"[^\p{Default_Ignorable_Code_Point}\p{Cc}\s]")
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,35 @@ def panels(explanation: Explanation) -> list[Image.Image]:
     return drawn
 
 
-def picture(explanation: Explanation, columns: int = 5) -> Image.Image:
-    """The panels on one sheet, each with its word and its scale."""
+def word_font(file: str | None = None) -> ImageFont.FreeTypeFont:
+    """The font that words are written in: a file (TrueType, OpenType), or Pillow's own, which has English letters only.
+
+    Raises `UserError` if the file is no font.
+    """
+    size = SIDE // 9 * 0.7
+    try:
+        return ImageFont.load_default(size) if file is None else ImageFont.truetype(file, size)
+    except (OSError, ValueError) as error:
+        raise UserError(f"font {file} cannot be read ({error}); name a TrueType or OpenType file") from error
+
+
+def lacking(words: Iterable[str], font: ImageFont.FreeTypeFont) -> list[str]:
+    """The letters of words that a font draws as it draws what no font has, each once, in the order of the words."""
+    font = font.font_variant(layout_engine=ImageFont.Layout.BASIC)  # letter by letter
+
+    def drawn(letter):
+        mask = font.getmask(letter)
+        return mask.size, bytes(mask)
+
+    nothing = drawn("\U0010FFFF")
+    letters = dict.fromkeys(letter for word in words for letter in _VISIBLE.findall(word))
+    return [letter for letter in letters if drawn(letter) == nothing]
+
+
+def picture(explanation: Explanation, columns: int = 5, font: ImageFont.FreeTypeFont | None = None) -> Image.Image:
+    """The panels on one sheet, each with its word, in `font` or Pillow's own, and its scale."""
     gap, line = SIDE // 14, SIDE // 9
-    font, small = ImageFont.load_default(line * 0.7), ImageFont.load_default(line * 0.45)
+    font, small = font or word_font(), ImageFont.load_default(line * 0.45)
     drawn = panels(explanation)
     form = "{:.1%} to {:.1%}" if explanation.attends else "{:.2f} to {:.2f} nats"
     texts = [("", ""), *((word, form.format(map_hw.min(), map_hw.max()))

@@ -33,7 +33,7 @@ def finish(directory: Path, devices: parallel.Parallel) -> dict[str, dict[str, f
         if parallel.first():
             evaluate.write_results(directory, name, captions, {**scores[name], "split": name, "step": run.step}, photos)
         if name == configuration.data.val:
-            times = wording.times_in_train(texts.values(), train_captions)
+            times = wording.times_in_train(texts.values(), train_captions, evaluator.references.tokenize)
             samples = _samples(split, captions, photos, times)
             words = _words(split, texts, train_captions, times, run.vocab)
             shown = {"samples": samples, "words": words, "maps": _maps(run, samples)}
@@ -63,7 +63,8 @@ def _words(split: records.Split, texts: dict[str, str], train_captions: list[str
     written = {"captions": texts.values(), "references": (text for several in split.captions for text in several)}
     return report.Words(
         split=split.name, train_captions=len(train_captions),
-        familiarity=claims.familiarity(texts, references, train_captions), colours=claims.colours(texts, references),
+        familiarity=claims.familiarity(texts, references, train_captions, metrics.tokenizer(vocabulary)),
+        colours=claims.colours(texts, references),
         repeated=[(text, photos, times[text]) for text, photos in wording.repeated(texts)],
         lengths={writer: wording.lengths(some, vocabulary) for writer, some in written.items()},
         usage=wording.usage(texts, references, vocabulary))

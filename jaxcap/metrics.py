@@ -1,23 +1,38 @@
 """Caption scores: BLEU-1..4, CIDEr-D and ROUGE-L equal to coco-caption's, and how new and varied the captions are.
 
-Candidates are `{image_id: caption}`, references `{image_id: [caption, …]}`, both as people write them; `ptb.tokenize`
-is applied here. BLEU is on the scale 0–100, ROUGE-L 0–1, CIDEr as coco-caption reports it (10 × the cosine similarity),
-METEOR and SPICE, which need Java, 0–1.
+Candidates are `{image_id: caption}`, references `{image_id: [caption, …]}`, both as people write them; they are tokenized
+here, by `ptb.tokenize` as coco-caption does unless another function is given (`tokenizer`). BLEU is on the scale 0–100,
+ROUGE-L 0–1, CIDEr as coco-caption reports it (10 × the cosine similarity), METEOR and SPICE, which need Java, 0–1.
 """
 
 import collections
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 
+import regex
 from sacrebleu.metrics import BLEU
 
 from jaxcap import java, ptb
 from jaxcap.cider import CiderD
 from jaxcap.errors import UserError
+from jaxcap.vocab import Vocab
 
 ORDERS = (1, 2, 3, 4)  # n-grams that BLEU looks at
 ROUGE_BETA = 1.2  # weight of recall over precision in coco-caption's ROUGE-L
+
+Tokenize = Callable[[str], str]  # to tokens joined by single spaces
+_PUNCTUATION = regex.compile(r"\p{P}")
+
+
+def tokenizer(vocabulary: Vocab) -> Tokenize:
+    """How captions of a vocabulary are cut for scores: as coco-caption does, or, where its tokens are characters, into those.
+
+    PTB sees one word in a sentence without blanks. Punctuation and case do not count in characters either.
+    """
+    if vocabulary.tokenizer != "characters":
+        return ptb.tokenize
+    return lambda text: " ".join(token for token in vocabulary.tokenize(text.lower()) if not _PUNCTUATION.match(token))
 
 
 class References:
@@ -26,13 +41,14 @@ class References:
     Raises `UserError` if there is no photo or a photo without a reference.
     """
 
-    def __init__(self, captions: Mapping[str, Sequence[str]]):
+    def __init__(self, captions: Mapping[str, Sequence[str]], tokenize: Tokenize = ptb.tokenize):
         if not captions:
             raise UserError("there are no references to score against: the split holds no photo")
         bare = [image_id for image_id, texts in captions.items() if not texts]
         if bare:
             raise UserError(f"{_listed(bare)} without a reference caption: every photo needs at least one")
-        self.captions = {image_id: tuple(map(ptb.tokenize, texts)) for image_id, texts in captions.items()}
+        self.tokenize = tokenize
+        self.captions = {image_id: tuple(map(tokenize, texts)) for image_id, texts in captions.items()}
 
     @cached_property
     def bleu(self) -> BLEU:
@@ -95,23 +111,23 @@ def with_java(name: str, candidates: Mapping[str, str],
     return java.score(name, _tokenized(candidates, references), references.captions)
 
 
-def novelty(candidates: Mapping[str, str], train_captions: Iterable[str]) -> float:
+def novelty(candidates: Mapping[str, str], train_captions: Iterable[str], tokenize: Tokenize = ptb.tokenize) -> float:
     """Share of candidates (0–1) that stand word for word among the training captions; punctuation and case aside.
 
     Raises `UserError` if there are no candidates.
     """
-    texts = [ptb.tokenize(text) for text in _some(candidates).values()]
+    texts = [tokenize(text) for text in _some(candidates).values()]
     wanted = set(texts)
-    seen = wanted.intersection(map(ptb.tokenize, train_captions))
+    seen = wanted.intersection(map(tokenize, train_captions))
     return sum(text in seen for text in texts) / len(texts)
 
 
-def variety(candidates: Mapping[str, str]) -> dict[str, float]:
+def variety(candidates: Mapping[str, str], tokenize: Tokenize = ptb.tokenize) -> dict[str, float]:
     """`distinct` (share of captions that differ, 0–1), `words` (mean length) and `vocabulary` (different words used).
 
     Raises `UserError` if there are no candidates.
     """
-    texts = [ptb.tokenize(text) for text in _some(candidates).values()]
+    texts = [tokenize(text) for text in _some(candidates).values()]
     words = [text.split() for text in texts]
     return {"distinct": len(set(texts)) / len(texts), "words": statistics.fmean(map(len, words)),
             "vocabulary": len(set().union(*words))}
@@ -130,7 +146,7 @@ def _tokenized(candidates: Mapping[str, str], references: References) -> dict[st
     unknown = [i for i in candidates if i not in references.captions]
     if unknown:
         raise UserError(f"{_listed(unknown)} with a caption but no reference: is this the split that was captioned?")
-    return {i: ptb.tokenize(candidates[i]) for i in references.captions}
+    return {i: references.tokenize(candidates[i]) for i in references.captions}
 
 
 def _some(candidates: Mapping[str, str]) -> Mapping[str, str]:

@@ -75,7 +75,7 @@ def caption_grid(images: Sequence[np.ndarray], captions: Sequence[str], *, colum
                  font_file: str | None = None) -> Image.Image:
     """A contact sheet: photos (uint8 [H, W, 3]) stretched to `side` × `side` pixels, each with its caption below.
 
-    Pillow's own font has European letters only; give the file of another one (TrueType, OpenType) for the rest.
+    Pillow's own font has English letters only; give the file of another one (TrueType, OpenType) for the rest.
     """
     gap = side // 14
     font = ImageFont.truetype(font_file, gap) if font_file else ImageFont.load_default(gap)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxcap import ptb
+from jaxcap.metrics import Tokenize
 from jaxcap.vocab import SPECIAL, Vocab
 
 WORDS_SHOWN = 15  # of the most written ones, and of those that are never written
@@ -42,11 +43,11 @@ def usage(captions: Captions, references: References, vocabulary: Vocab) -> dict
             "unwritten": [(word, n / len(every), word in known) for word, n in missed[:WORDS_SHOWN]]}
 
 
-def times_in_train(captions: Iterable[str], train_captions: Iterable[str]) -> dict[str, int]:
+def times_in_train(captions: Iterable[str], train_captions: Iterable[str], tokenize: Tokenize = ptb.tokenize) -> dict[str, int]:
     """By caption, how many training captions are the same word for word; punctuation and case do not count."""
-    plain = {text: ptb.tokenize(text) for text in captions}
+    plain = {text: tokenize(text) for text in captions}
     wanted = set(plain.values())
-    times = collections.Counter(text for text in map(ptb.tokenize, train_captions) if text in wanted)
+    times = collections.Counter(text for text in map(tokenize, train_captions) if text in wanted)
     return {text: times[words] for text, words in plain.items()}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcap import captioner, checkpoints, claims, config, evaluate, parallel, prepare, runs, session, vocab
+from jaxcap import captioner, checkpoints, claims, config, evaluate, metrics, parallel, prepare, ptb, runs, session, vocab
 from jaxcap.errors import UserError
 
 REFERENCES = {
@@ -68,6 +68,14 @@ def test_every_colour_word_means_one_colour():
 def test_content_words_are_counted_by_photo():
     captions = [["a dog and a dog", "dogs in the park"], ["the dog .", "a cat"], ["cat", "the sea"]]
     assert claims.content_words(captions, 3) == ["cat", "dog", "dogs"]
+
+
+def test_captions_in_characters_are_told_apart_by_characters():
+    tokenize = metrics.tokenizer(vocab.build(["犬が走る"], min_count=1, tokenizer="characters"))
+    found = claims.familiarity({"a": "犬が走る。", "b": "猫がいる"}, {"a": ["犬が走る", "犬"], "b": ["猫がいた"]}, ["犬が走る"], tokenize)
+    assert (found["in_train"]["photos"], found["new"]["photos"], found["first_reference_in_train"]) == (1, 1, 0.5)
+    assert found["in_train"]["bleu4"] == pytest.approx(100) and found["new"]["cider"] > 1
+    assert claims.content_words([["犬が走る。"], ["犬がいる"]], 3, tokenize) == ["が", "る", "犬"]
 
 
 def test_average_precision_by_hand():
@@ -165,6 +173,13 @@ def test_claims_of_an_encoder_that_was_not_trained_have_one_probe(run):
     assert evaluate.main([str(run), "--claims", "--step", "4"]) == 0
     measured = json.loads((run / "results" / "val.claims.json").read_text("utf-8"))
     assert list(measured["probe"]) == ["step 4"] and list(measured["colours"]) == ["decoder, step 4"]
+
+
+def test_claims_are_measured_in_the_vocabularys_tokens(run, monkeypatch):
+    monkeypatch.setattr(metrics, "tokenizer", lambda vocabulary: lambda text: ptb.tokenize(text).replace("red", "犬"))
+    assert evaluate.main([str(run), "--claims", "--step", "4"]) == 0
+    measured = json.loads((run / "results" / "val.claims.json").read_text("utf-8"))
+    assert set(measured["probe"]["step 4"]["words"]) == {"green", "犬"}
 
 
 def test_claims_of_a_run_that_goes_on_from_another_begin_with_that_one(run, tmp_path):

@@ -105,6 +105,29 @@ def test_the_picture_has_a_panel_a_word_and_each_its_own_scale():
     assert abs(panels[1][:40, :40].mean() - panels[2][-40:, -40:].mean()) < 2
 
 
+def test_letters_that_a_font_lacks_are_found(tmp_path):
+    own = explain.word_font()
+    assert explain.lacking(["dog", "犬が", "a犬\ufe0f\u200d", "<unk>"], own) == ["犬", "が"]
+    file = tmp_path / "font.ttf"
+    file.write_bytes(own.font_bytes)
+    assert explain.lacking(["犬"], explain.word_font(str(file))) == ["犬"]
+    for bad in (str(tmp_path), str(tmp_path / "none.ttf"), "", "\0"):
+        with pytest.raises(UserError, match="cannot be read .*; name a TrueType or OpenType file"):
+            explain.word_font(bad)
+    found = explain.Explanation(np.zeros((8, 8, 3), np.uint8), ["dog"], np.ones((1, 2, 2)), attends=True)
+    plain, larger = (explain.picture(found, font=font) for font in (None, own.font_variant(size=23)))
+    assert plain == explain.picture(found, font=own) and plain != larger
+
+
+def test_another_font_has_other_letters():
+    try:
+        font = explain.word_font("DejaVuSans.ttf")
+    except UserError:
+        pytest.skip("DejaVu Sans is not installed here")
+    assert explain.lacking(["собака", "كلب", "犬"], font) == ["犬"]
+    assert explain.lacking(["كلب"], explain.word_font()) == list("كلب")
+
+
 def test_how_far_attention_moves_and_how_wide_it_is():
     still_Thw, wandering_Thw = np.full((3, 2, 2), 0.25), np.eye(4).reshape(4, 2, 2)
     half_Thw = np.array([[[0.5, 0.5], [0, 0]], [[0.5, 0], [0.5, 0]]])

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import math
 import random
 import shutil
 import time
@@ -9,7 +10,7 @@ import time
 import pytest
 
 from benchmarks import metrics as benchmark
-from jaxcap import metrics, ptb
+from jaxcap import metrics, ptb, vocab
 from jaxcap.errors import UserError
 
 REFERENCES = {
@@ -157,11 +158,10 @@ def test_order_of_photos_does_not_matter():
     assert metrics.score(CANDIDATES, backwards) == pytest.approx(metrics.score(CANDIDATES, REFERENCES))
 
 
-def test_references_are_tokenized_once(monkeypatch):
-    references = metrics.References(REFERENCES)
+def test_references_are_tokenized_once():
     calls = []
-    tokenize = ptb.tokenize
-    monkeypatch.setattr(ptb, "tokenize", lambda text: calls.append(text) or tokenize(text))
+    references = metrics.References(REFERENCES, lambda text: calls.append(text) or ptb.tokenize(text))
+    calls.clear()
     first, second = metrics.score(CANDIDATES, references), metrics.score(CANDIDATES, references)
     assert first == second
     assert sorted(calls) == sorted(2 * list(CANDIDATES.values()))
@@ -184,6 +184,24 @@ def test_novelty_looks_past_case_and_punctuation():
 def test_variety():
     assert metrics.variety({"1": "a dog runs .", "2": "A dog runs", "3": "cats", "4": "a cat"}) == {
         "distinct": 0.75, "words": 2.25, "vocabulary": 5}
+
+
+def test_a_language_without_blanks_is_scored_by_characters():
+    words, characters = (vocab.build(["犬がTシャツを着ている。"], min_count=1, tokenizer=name) for name in ("words", "characters"))
+    assert metrics.tokenizer(words) is ptb.tokenize
+    tokenize = metrics.tokenizer(characters)
+    assert tokenize("犬が、Tシャツを 着ている。") == "犬 が t シ ャ ツ を 着 て い る"
+    assert tokenize("น้ำ ใส!") == "น้ำ ใ ส" and tokenize("") == tokenize("。") == ""
+    candidates, texts = {"a": "犬が走っている。", "b": "猫が寝ている"}, {"a": ["犬が走っていた", "犬"], "b": ["白い猫が寝ている。"]}
+    references = metrics.References(texts, tokenize)
+    scores = metrics.score(candidates, references)
+    # By hand: 4-grams 4 - 1 of 犬's and 3 of 猫's; 13 characters beside references of 15.
+    by_hand = (12 / 13 * 10 / 11 * 8 / 9 * 6 / 7) ** 0.25
+    assert scores["bleu4"] == pytest.approx(100 * math.exp(1 - 15 / 13) * by_hand)
+    assert scores["cider"] > 1 and scores["rouge_l"] > 0.7 and metrics.per_photo(candidates, references)["b"]["rouge_l"] < 1
+    assert metrics.score(candidates, texts)["bleu2"] == 0
+    assert metrics.novelty(candidates, ["犬が走っている", "猫"], tokenize) == 0.5
+    assert metrics.variety(candidates, tokenize) == {"distinct": 1, "words": 6.5, "vocabulary": 9}
 
 
 @pytest.mark.parametrize("candidates, references, says", [

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+import shutil
 import time
 import types
 
@@ -16,9 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcap import (captioner, checkpoints, claims, config, explain, finish, parallel, plots, prepare, report, report_photos,
-                    runs, vocab, wording)
+from jaxcap import (captioner, checkpoints, claims, config, evaluate, explain, finish, parallel, plots, prepare, report,
+                    report_photos, runs, vocab, wording)
 from jaxcap.errors import UserError
+from jaxcap.inference import Caption
 from jaxcap.step import TrainState
 
 VOID = {"meta", "img"}
@@ -444,6 +446,22 @@ def test_the_end_of_a_run_shows_what_it_looked_at(unfinished, monkeypatch, capsy
     assert set(maps) <= {word for caption in captions for word in caption.replace(".", " .").split()}
     assert "<h2>Novelty" in page.source and "<h2>Length and vocabulary" in page.source
     assert page.text.count(" · new") + page.text.count(" × in train") >= len(captions)
+
+
+def test_the_end_of_a_run_whose_words_are_characters_is_scored_by_them(unfinished, tmp_path, monkeypatch):
+    directory, devices = unfinished
+    shutil.copytree(directory, tmp_path / "run")
+    words = tmp_path / "run" / "vocabulary.tsv"
+    words.write_text(words.read_text("utf-8").replace("tokenizer=words", "tokenizer=characters"), encoding="utf-8")
+    monkeypatch.setattr(evaluate.Evaluator, "captions", lambda self, *_: {i: Caption("ared wall!", -1.0, True) for i in self.split.image_ids})
+    monkeypatch.setattr(finish, "_maps", lambda *_: [])
+    shown = {}
+    monkeypatch.setattr(report, "write", lambda directory, **parts: shown.update(parts))
+    scores = finish.finish(tmp_path / "run", devices)["val"]
+    assert scores["words"] == 8 and scores["in_train"] == 1 and scores["bleu4"] > 50  # PTB sees two words, in no reference
+    assert shown["words"].familiarity["in_train"]["photos"] == 8
+    assert {(sample.caption, sample.in_train) for sample in shown["samples"]} == {("ared wall!", 5)}  # as written
+    assert {item["caption"] for item in json.loads((tmp_path / "run" / "results" / "val.json").read_text())} == {"ared wall!"}
 
 
 def test_the_end_of_a_run_that_sees_the_photo_once_makes_no_maps(monkeypatch):

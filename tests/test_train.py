@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcap import caption, captioner, checkpoints, config, errors, evaluate, features, feed, journal, parallel, prepare, runs, train, vocab
+from jaxcap import (caption, captioner, checkpoints, config, errors, evaluate, explain, features, feed, journal, parallel, prepare, runs,
+                    train, vocab)
 from jaxcap import step as steps
 from jaxcap.data import records
 from jaxcap.errors import UserError
@@ -379,6 +380,23 @@ def test_a_line_of_the_journal_that_cannot_be_read_costs_no_other(tmp_path, caps
 def test_pictures_of_photos_with_one_name_have_names_of_their_own():
     paths = [Path(name) for name in ("a/1.jpg", "b/1.jpg", "b/1.png", "1-2.jpg", "c/2.jpg")]
     assert caption.explained_names(paths) == [f"{name}.explained.png" for name in ("1", "1-2", "1-3", "1-2-2", "2")]
+
+
+def test_letters_that_the_font_of_a_picture_lacks_are_named_once(data, finished, tmp_path, monkeypatch, capsys):
+    photos = [str(data.parent / "photos" / f"{i}.png") for i in (38, 39)]
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    words = run / "vocabulary.tsv"
+    words.write_text(re.sub(r"\t(?!<)\w+$", "\\g<0>ж", words.read_text("utf-8"), flags=re.M), encoding="utf-8")
+    original, files = explain.word_font, []
+    monkeypatch.setattr(explain, "word_font", lambda file=None: files.append(file) or original())
+    assert caption.main([str(run), *photos, "--explain", "--out", str(tmp_path), "--font", "some.ttf"]) == 0
+    assert files == ["some.ttf"] and capsys.readouterr().err == "the font lacks ж; name another with --font\n"
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="font .*none.ttf cannot be read"):
+        caption.main(["no run", photos[0], "--explain", "--font", str(tmp_path / "none.ttf")])
+    with pytest.raises(UserError, match="--font does nothing without --explain"):
+        caption.main(["no run", photos[0], "--font", "some.ttf"])
 
 
 def test_two_phases_with_a_frozen_one_on_cached_features(data, tmp_path):
