@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import sys
+import tokenize
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcap import config as configs
-from jaxcap import progress
+from jaxcap import encoders, progress
 from jaxcap.captioner import Captioner
 from jaxcap.data.augment import augmentation
 from jaxcap.data.records import Split
@@ -29,6 +30,7 @@ from jaxcap.parallel import Parallel
 from jaxcap.step import AXIS
 
 PyTree = Any
+_DAMAGE = (OSError, ValueError, tokenize.TokenError)  # what NumPy raises for a file that is not whole
 
 
 def encoder(captioner: Captioner, size: int, parallel: Parallel,
@@ -88,9 +90,9 @@ def _kind(configuration: configs.Config) -> str:
 
 
 def find(split: Split, configuration: configs.Config, params: PyTree, batch_stats: PyTree) -> np.ndarray | None:
-    """The split's features from the cache, memory-mapped, or None where these weights have not seen it yet."""
+    """The split's features from the cache, memory-mapped, or None where these weights have not seen it yet. Raises `UserError` as `cached`."""
     path = cache_path(split, configuration, params, batch_stats)
-    return _open(path) if path.exists() else None
+    return _open(path, len(split), configuration) if path.exists() else None
 
 
 def cached(split: Split, configuration: configs.Config, captioner: Captioner, params: PyTree, batch_stats: PyTree,
@@ -99,7 +101,8 @@ def cached(split: Split, configuration: configs.Config, captioner: Captioner, pa
 
     views: rows of a photo, one after another: itself, then as `configuration.augment` distorts it, anew each time.
     stopped: asked after each batch whether to end; then `Stopped` is raised.
-    An interrupted computation goes on where it stopped. Raises `UserError` if the cache cannot be written or has no room.
+    An interrupted computation goes on where it stopped, or begins anew where what it left is damaged. Raises `UserError` if the
+    cache cannot be written, has no room or holds other features.
     """
     path = cache_path(split, configuration, params, batch_stats, views)
     try:
@@ -110,13 +113,19 @@ def cached(split: Split, configuration: configs.Config, captioner: Captioner, pa
     except OSError as error:
         raise UserError(f"features cannot be cached in {path.parent}: {error.strerror or error}; free the disk or "
                         "prepare the data where it can be written") from error
-    return _open(path)
+    return _open(path, len(split) * views, configuration)
 
 
-def _open(path: Path) -> np.ndarray:
+def _open(path: Path, rows: int, configuration: configs.Config) -> np.ndarray:
+    attends = configuration.decoder.image == "attention"
+    dtype = np.dtype(np.float16 if attends else np.float32)
     try:
-        return np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+        features_NPF = np.lib.format.open_memmap(path, mode="r")
+        shape = (rows, *(features_NPF.shape[1:2] if attends else (1,)), encoders.get(configuration.encoder.name).features)
+        if (features_NPF.shape, features_NPF.dtype) != (shape, dtype):
+            raise ValueError(f"{features_NPF.dtype} {features_NPF.shape} instead of {dtype} {shape}")
+        return features_NPF
+    except _DAMAGE as error:
         raise UserError(f"the cached features {path} cannot be read ({error}); delete the file to have them computed again") from error
 
 
@@ -145,13 +154,16 @@ def _alone(path: Path) -> Iterator[None]:
 
 def _compute(path: Path, split: Split, configuration, captioner, params, batch_stats, parallel, batch_size, views, stopped) -> None:
     partial, count = path.with_suffix(".partial"), path.with_suffix(".count")
-    done = int(count.read_text() or 0) if count.exists() and partial.exists() else 0
     size = configs.encoder_size(configuration)
     encode = encoder(captioner, size, parallel)
     distorted = encoder(captioner, size, parallel, configuration.augment)
     look = parallel.replicate(captioner.folded({"encoder": params["encoder"]}, batch_stats))
     one = jax.eval_shape(encode, look, jax.ShapeDtypeStruct((batch_size, *split.images([0]).shape[1:]), np.uint8))
     shape = (len(split) * views, *one.shape[1:])
+    done = _done(partial, count, shape, one.dtype, len(split))
+    if not done:  # a count that is left would pass zeros as computed
+        for left in (count, partial):
+            left.unlink(missing_ok=True)
     needed, free = math.prod(shape) * one.dtype.itemsize, shutil.disk_usage(path.parent).free
     if not done and needed > free:
         raise UserError(f"features of {len(split):,} photos{f' in {views} views' if views > 1 else ''} need {needed >> 20:,} MiB in {path.parent}, "
@@ -190,6 +202,15 @@ def _compute(path: Path, split: Split, configuration, captioner, params, batch_s
                 write(*pending)
     os.replace(partial, path)
     count.unlink(missing_ok=True)
+
+
+def _done(partial: Path, count: Path, shape: tuple[int, ...], dtype: np.dtype, photos: int) -> int:
+    """How many photos an interrupted computation has seen: none where what it left does not fit."""
+    try:
+        done, left_NPF = int(count.read_text()), np.lib.format.open_memmap(partial, mode="r")
+    except _DAMAGE:
+        return 0
+    return done if 0 < done <= photos and (left_NPF.shape, left_NPF.dtype) == (shape, dtype) else 0
 
 
 def _take_room(path: Path) -> None:

@@ -4,16 +4,20 @@ import contextlib
 import json
 import math
 import os
+import socket
 import sys
 import time
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
+from tensorboardX import RecordWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from jaxcap import parallel, progress
 from jaxcap.errors import UserError
 
 SMOOTHING = 0.98  # of the shown loss, per step: a batch's own loss is too noisy to see learning in it
+FLUSH_S = 120  # between the times that events are forced to disk, for which steps wait
 
 
 class Journal:
@@ -26,6 +30,7 @@ class Journal:
         self.path = directory / "metrics.jsonl"
         self.smoothed = smoothed
         self._last = time.perf_counter()
+        self._flushed = -math.inf
         self._file = self._events = None
         if parallel.first():
             self._open(directory, step)
@@ -37,12 +42,16 @@ class Journal:
         try:
             rewritten.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
             os.replace(rewritten, self.path)
+            # Not a `SummaryWriter`: its thread dies of a full disk, and then whoever writes waits for it for ever.
+            self._events = RecordWriter(str(directory / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"))
             self._file = self.path.open("a", encoding="utf-8")
+            self._record(file_version="brain.Event:2")
+            if step:  # TensorBoard drops what it has of these steps
+                self._record(step=step + 1, session_log=SessionLog(status=SessionLog.START))
         except OSError as error:
             with contextlib.suppress(OSError):
                 rewritten.unlink(missing_ok=True)
             raise self._unwritable(error) from error
-        self._events = SummaryWriter(str(directory), purge_step=step + 1 if step else None)
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
@@ -77,10 +86,9 @@ class Journal:
 
     def close(self) -> None:
         self._bar.close()
-        if self._file:
+        for file in (self._file, self._events) if self._file else ():
             with contextlib.suppress(OSError):  # what could not be written has been said
-                self._file.close()
-            self._events.close()
+                file.close()
 
     def _write(self, line: dict, group: str) -> None:
         if not self._file:
@@ -88,11 +96,17 @@ class Journal:
         try:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
+            self._record(step=line["step"], summary=Summary(value=[
+                Summary.Value(tag=f"{group}/{name}", simple_value=value)
+                for name, value in line.items() if isinstance(value, float) and math.isfinite(value)]))
+            if time.monotonic() > self._flushed + FLUSH_S:
+                self._events.flush()
+                self._flushed = time.monotonic()
         except OSError as error:
             raise self._unwritable(error) from error
-        for name, value in line.items():
-            if isinstance(value, float) and math.isfinite(value):
-                self._events.add_scalar(f"{group}/{name}", value, line["step"])
+
+    def _record(self, **what) -> None:
+        self._events.write(Event(wall_time=time.time(), **what).SerializeToString())
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(f"{self.path} cannot be written: {error.strerror or error}; free the disk, or resume where it can be written")

@@ -140,6 +140,40 @@ def test_features_go_on_where_they_were_interrupted(split, monkeypatch):
     for read in (take, lambda: features.find(split, configuration, params, batch_stats)):
         with pytest.raises(errors.UserError, match="cached features .*npy cannot be read .*; delete the file"):
             read()
+    for other in (found[:20], found[..., :16], found[:, 0], found.repeat(2, axis=1), found.astype(np.float16)):
+        np.save(path, other)
+        for read in (take, lambda: features.find(split, configuration, params, batch_stats)):
+            with pytest.raises(errors.UserError, match=r"npy cannot be read \(float.* instead of float32 \(40, 1, .*; delete the file"):
+                read()
+
+
+def test_features_are_computed_anew_where_what_was_left_of_them_does_not_fit(split, monkeypatch):
+    configuration = config.load(None, ["data.size=32", f"data.dir={split.path.parents[2]}"])
+    model = captioner.build(configuration, 10)
+    params, batch_stats = jax.jit(model.init, static_argnums=1)(jax.random.PRNGKey(0), 32)
+    devices = parallel.Parallel()
+    encode = features.encoder(model, 32, devices)
+    monkeypatch.setattr(features, "encoder", lambda *_: encode)  # compiled once
+    take = functools.partial(features.cached, split, configuration, model, params, batch_stats, devices, batch_size=16)
+    expected = np.array(take())
+    (path,) = (split.path / "features").iterdir()
+    whole, empty = path.read_bytes(), np.zeros_like(expected)
+    partial, count = path.with_suffix(".partial"), path.with_suffix(".count")
+    for left, words in [(whole, "x4"), (whole, ""), (whole, "41"), (whole, "-1"), (whole[:9], "16"), (whole[:-9], "40"),
+                        (whole[:20] + b"((" + whole[22:], "16"), (empty[:20], "16"), (empty[..., :16], "16"), (empty.astype(np.float16), "16")]:
+        path.unlink()
+        with partial.open("wb") as file:
+            file.write(left) if isinstance(left, bytes) else np.save(file, left)
+        count.write_text(words)
+        np.testing.assert_array_equal(take(), expected)
+        assert list(path.parent.iterdir()) == [path]
+
+    path.unlink()
+    count.write_text("32")  # of a partial that somebody deleted
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(features, "photo_batches", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        take()
+    np.testing.assert_array_equal(take(), expected)
 
 
 def test_features_that_another_process_computes_are_waited_for(split, capsys):
@@ -166,7 +200,7 @@ def test_features_that_another_process_computes_are_waited_for(split, capsys):
                 lock.close()
                 hear()
                 assert not waiting.done() and not path.exists()
-                np.save(path, np.full((40, 1, 2), 7, np.float32))  # the third is done
+                np.save(path, np.full((40, 1, model.spec.features), 7, np.float32))  # the third is done
         assert (waiting.result() == 7).all()
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 

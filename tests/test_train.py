@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -21,6 +22,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
 
 from jaxcap import (caption, captioner, checkpoints, config, errors, evaluate, explain, features, feed, journal, parallel, prepare, runs,
                     train, vocab)
@@ -375,6 +378,51 @@ def test_a_line_of_the_journal_that_cannot_be_read_costs_no_other(tmp_path, caps
     with pytest.raises(UserError, match="metrics.jsonl cannot be written: Is a directory"):
         journal.Journal(tmp_path, total=10)
     assert not capsys.readouterr().err  # no bar before the error
+
+
+def events(directory: Path) -> list[Event]:
+    """TensorBoard's: a file of records, each a length, its checksum, so many bytes and theirs."""
+    (path,) = directory.glob("events.out.tfevents.*")
+    data, found = path.read_bytes(), []
+    while data:
+        length, head = struct.unpack("<QI", data[:12])
+        content, (tail,), data = data[12:12 + length], struct.unpack("<I", data[12 + length:16 + length]), data[16 + length:]
+        assert head == masked_crc32c(struct.pack("<Q", length)) and tail == masked_crc32c(content)
+        found.append(Event.FromString(content))
+    return found
+
+
+def test_the_journal_is_written_for_tensorboard_too(tmp_path):
+    log = journal.Journal(tmp_path, total=10, step=2)
+    log.training(3, [1.0, 3.0], phase="all", reward=float("nan"))
+    assert [event.step for event in events(tmp_path)] == [0, 3, 3]  # the first values are to be seen at once
+    log.scores(4, 0.5, "val", {"bleu4": 25.0})
+    log.close()
+    version, start, training, scores = events(tmp_path)
+    assert version.file_version == "brain.Event:2" and start.session_log.status == SessionLog.START
+    assert [(event.step, {value.tag: value.simple_value for value in event.summary.value}) for event in (training, scores)] == [
+        (3, {"train/loss": 2.0, "train/loss_smooth": np.float32(1.04), "train/step_ms": np.float32(journal.read(tmp_path)[0]["step_ms"])}),
+        (4, {"val/epoch": 0.5, "val/bleu4": 25.0})]
+    assert abs(time.time() - scores.wall_time) < 60
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+@pytest.mark.parametrize("full", [("events",), ("events", "metrics")])
+def test_a_disk_that_fills_up_ends_the_journal_with_a_sentence(full, tmp_path):
+    code = ("import builtins, pathlib, sys; from jaxcap import errors, journal; original = builtins.open\n"
+            "builtins.open = lambda path, *a: original('/dev/full' if 'events.out' in str(path) else path, *a)\n"
+            "def main():\n"
+            "    log = journal.Journal(pathlib.Path(sys.argv[1]), total=50)\n"
+            "    if 'metrics' in sys.argv: log._file = original('/dev/full', 'a')\n"
+            "    try:\n"
+            "        for step in range(1, 51): log.training(step, [1.0])\n"
+            "    finally:\n"
+            "        log.close()\n"
+            "errors.run_command(main)")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), *full], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    assert re.fullmatch("error: .*metrics.jsonl cannot be written: No space left on device; free the disk.*", done.stderr.splitlines()[-1])
 
 
 def test_pictures_of_photos_with_one_name_have_names_of_their_own():
