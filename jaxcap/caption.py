@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
             lacking |= dict.fromkeys(explained(explainer, path, run.config.data.size, best[0].text, written, font))
         if arguments.json:
             line = {"photo": str(path), "captions": [dataclasses.asdict(caption) for caption in best]}
-            print(json.dumps(line, ensure_ascii=sys.stdout.encoding.lower() != "utf-8"), flush=True)
+            print(json.dumps(line, ensure_ascii=(sys.stdout.encoding or "").lower() != "utf-8"), flush=True)
         elif arguments.top == 1:
             print(f"{path}: {best[0].text} (p = {math.exp(best[0].log_prob):.3g})", flush=True)
         else:

@@ -45,7 +45,8 @@ def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command's `main` and exits with its status: 2 and one sentence on a `UserError`. SIGTERM ends it as an exception does,
     so that what it wrote for a time is gone and no child is left."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    signal.signal(signal.SIGINT, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored, in the background
+        signal.signal(signal.SIGINT, _interrupt)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # of file names that are no text
