@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import io
 import itertools
 import json
 import os
@@ -423,6 +424,15 @@ def test_a_disk_that_fills_up_ends_the_journal_with_a_sentence(full, tmp_path):
     assert done.returncode == 2, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     assert re.fullmatch("error: .*metrics.jsonl cannot be written: No space left on device; free the disk.*", done.stderr.splitlines()[-1])
+
+
+def test_json_is_json_in_any_locale(data, finished, tmp_path, monkeypatch):
+    photo, out = tmp_path / "café.png", io.TextIOWrapper(io.BytesIO(), "ascii", "backslashreplace")
+    shutil.copy(data.parent / "photos" / "39.png", photo)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", out)
+        assert caption.main([str(finished), str(photo), "--json"]) == 0
+    assert json.loads(out.buffer.getvalue())["photo"] == str(photo)
 
 
 def test_pictures_of_photos_with_one_name_have_names_of_their_own():
