@@ -348,6 +348,10 @@ def test_a_result_file_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--json .*file cannot be written to: "):  # before anything is measured
         timing.ResultFile(tmp_path / "file" / "a.json", "x")
+    file = timing.ResultFile(tmp_path / "gone" / "a.json", "x")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(UserError, match="--json .*a.json cannot be written"):
+        file.save([["a"]])
 
 
 def test_the_summary_goes_on_after_a_file_that_it_cannot_read(measured, tmp_path, capsys):
