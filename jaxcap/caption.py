@@ -20,7 +20,6 @@ from jaxcap.data import photos
 from jaxcap.errors import UserError, run_command
 from jaxcap.inference import Caption
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 LETTERS = 20  # that the font lacks are named
 
 
@@ -44,9 +43,9 @@ def find(paths: list[Path]) -> list[Path]:
         closed = []
         inside = [Path(folder, name) for folder, _, names in os.walk(path, onerror=lambda error: closed.append(Path(error.filename)))
                   for name in names]
-        inside = [file for file in inside if file.suffix.lower() in SUFFIXES and (os.path.isfile(file) or not os.path.exists(file))]
+        inside = [file for file in inside if file.suffix.lower() in photos.SUFFIXES and (os.path.isfile(file) or not os.path.exists(file))]
         if not inside and not closed:
-            raise UserError(f"folder {path} holds no photo ({', '.join(SUFFIXES)})")
+            raise UserError(f"folder {path} holds no photo ({', '.join(photos.SUFFIXES)})")
         found += sorted(inside + closed)
     return found
 

@@ -7,11 +7,9 @@ import unicodedata
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from jaxcap.data import captions
+from jaxcap.data import captions, photos
 from jaxcap.data.staging import File, Photo, PhotoBuilder, Plan, require_directory
 from jaxcap.errors import UserError
-
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 class Folder(PhotoBuilder, skip_registration=True):
@@ -93,7 +91,7 @@ class _Files:
         below = [os.path.join(directory, name) for directory, _, names in os.walk(source, onerror=closed.append) for name in names]
         self.problems = [f"{os.path.relpath(error.filename, source)}: the folder cannot be read ({error.strerror})" for error in closed]
         paths = sorted(os.path.relpath(path, source) for path in below)
-        self.paths = [path for path in paths if path.lower().endswith(_SUFFIXES)]
+        self.paths = [path for path in paths if path.lower().endswith(photos.SUFFIXES)]
         self._by_name = defaultdict(list)
         for path in paths:
             self._by_name[_parts(path)[-1]].append(path)

@@ -15,6 +15,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # of files that are taken for photos in a folder
 MAX_PIXELS = 100_000_000  # a larger photo is refused: decoding it would take more than 300 MB
 _TOO_LARGE = f"it has more than the {MAX_PIXELS // 1_000_000} million pixels that are decoded"
 
