@@ -8,13 +8,14 @@
 # compiling. Every part has a time limit of its own; one that fails or runs out of time does not stop the others, but the exit
 # status is 1, and what it had measured is in its .partial file. What no time was left for is named at the end.
 #
-#     OUT=out               where results go (at most 7 small files, 12 after a second call; what was said and the trace are in
+#     OUT=out               where results go (at most 7 small files, 13 after a second call; what was said and the trace are in
 #                           rest.tar.gz); a part that has succeeded is not run again
 #     FORCE=1               run it again all the same
 #     LIMIT_S=530           seconds for all parts together
 #     PARTS="decode ..."    only these parts
-#     PARTS=second          what a second call is for: the batch that saturates the device, steps in float32 and with five captions a
-#                           photo, the cached step under other flags of XLA, and the encoder's convolutions beside cuDNN's
+#     PARTS=second          what a second call is for: the LSTM by itself beside cuDNN's, the batch that saturates the device, steps in
+#                           float32 and with five captions a photo, the cached step under other flags of XLA, and the encoder's
+#                           convolutions beside cuDNN's
 #     TINY=1                tiny sizes on any machine: tries this script and measures nothing
 #     PYTHON=python3        default: .venv/bin/python where there is one
 #
@@ -24,18 +25,19 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 OUT=${OUT:-out} LIMIT_S=${LIMIT_S:-530}
-FIRST="steps peers decode correctness training profile" SECOND="steps_large steps_float32 five variants convolutions"
+FIRST="steps peers decode correctness training profile" SECOND="recurrence steps_large steps_float32 five variants convolutions"
 tiny=() decode=(--batch 256 --beam 3) kinds=(--kinds cached_8 joint frozen eval cached) large=(--batch 256 --kinds joint frozen)
 saturated=joint profiled=(cached_8 joint frozen) five=(--kinds frozen_5 joint_5)
 peers=(--kinds cached frozen joint beam
   --forms channels_last+graph+fused channels_last+compile+graph+fused graph+fused compile+graph+fused beam:graph)
-variants=(--kinds cached_8 --turns 2 --repeats 5 --limit 90) convolutions=(--batch 32 --passes forward input kernel --turns 3)
+variants=(--kinds cached_8 --turns 2 --repeats 5 --limit 90) convolutions=(--batch 32 --passes forward input kernel --turns 3) recurrence=(--batch 32 256)
 peer=() # of the convolutions, where PyTorch is there
 patience=1
 if [[ -n ${TINY:-} ]]; then
   tiny=(--tiny) decode=(--batch 2 --beam 3) kinds=() large=(--kinds cached) saturated=cached profiled=(cached) five=(--kinds frozen_5)
   peers=(--kinds cached --forms cached:eager)
   variants=(--tiny --turns 1 --repeats 1 --only "recurrence in one piece") convolutions=(--encoder small_cnn --batch 2 --turns 1)
+  recurrence=(--batch 2 --words 3 --units 8 --turns 1 --calls 1)
   patience=10 # for a machine that is busy with other things
   export JAX_DISABLE_MOST_OPTIMIZATIONS=1 JAX_PLATFORMS=cpu
 fi
@@ -104,6 +106,7 @@ XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_autotune_level=0" part correctness 90 correc
 part training 40 training "${tiny[@]}"
 part profile 45 step_time --kinds "${profiled[@]}" --dtype bfloat16 --repeats 5 --profile "$scratch/trace" "${tiny[@]}"
 
+part recurrence 90 recurrence "${recurrence[@]}" --dtype bfloat16 "${peer[@]}"
 part steps_large 330 step_time "${large[@]}" --saturate "$saturated" --dtype bfloat16 "${tiny[@]}"
 part steps_float32 240 step_time "${kinds[@]}" "${tiny[@]}"
 part five 150 step_time "${five[@]}" --dtype bfloat16 "${tiny[@]}"

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import rnn
 
-from benchmarks import (compiled, convolutions, correctness, encode, projection, real_input, step_report, step_time, summary, timing,
+from benchmarks import (compiled, convolutions, correctness, encode, projection, real_input, recurrence, step_report, step_time, summary, timing,
                         top_ops, variants, workload)
 from benchmarks import input as inputs
 from benchmarks.workload import KINDS
@@ -440,7 +441,7 @@ def test_the_gpu_script_imports_nothing_that_its_machine_lacks():
               "             'PIL', 'tensorboardX', 'pycocoevalcap'):\n"
               "    sys.modules[name] = None\n"
               "import benchmarks.correctness, benchmarks.decode, benchmarks.encode, benchmarks.input, benchmarks.projection\n"
-              "import benchmarks.convolutions, benchmarks.scaling, benchmarks.step_time, benchmarks.training, benchmarks.variants\n"
+              "import benchmarks.convolutions, benchmarks.recurrence, benchmarks.scaling, benchmarks.step_time, benchmarks.training, benchmarks.variants\n"
               "from jaxcap.errors import run_command\n"
               "run_command(lambda: benchmarks.step_time.main(['--tiny', '--input', 'real']))\n")
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
@@ -474,11 +475,11 @@ def test_on_gpu_script_runs_every_part_once(tmp_path):
 def test_on_gpu_script_has_a_second_call(tmp_path):
     done = on_gpu(tmp_path, PARTS="second")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    parts = ["convolutions", "five", "steps_float32", "steps_large", "variants"]
+    parts = ["convolutions", "five", "recurrence", "steps_float32", "steps_large", "variants"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"{p}.json" for p in parts] + ["rest.tar.gz"])
-    convolutions, five, _, large, variants = (json.loads((tmp_path / f"{p}.json").read_text("utf-8")) for p in parts)
+    convolutions, five, recurrence, _, large, variants = (json.loads((tmp_path / f"{p}.json").read_text("utf-8")) for p in parts)
     assert [r["batch"] for r in large["results"]][:2] == [8, 16]
-    assert {r["captions_per_photo"] for r in five["results"]} == {5} and convolutions["ok"]
+    assert {r["captions_per_photo"] for r in five["results"]} == {5} and convolutions["ok"] and recurrence["ok"]
     (plain,), (unrolled,) = (variant["turns"] for variant in variants["results"])
     assert plain["cached"]["loss"] == pytest.approx(unrolled["cached"]["loss"])
 
@@ -529,6 +530,49 @@ def test_convolutions_asks_for_the_pass_that_it_names():
     shapes = {what: [y.shape for y in convolutions.in_jax(of, what, [x], kernel, own=own, kernel_dtype=None)()]
               for own in (False, True) for what in convolutions.PASSES}
     assert shapes["input"] == [x.shape] and shapes["kernel"] == [kernel.shape] and shapes["forward"][0][0] == 2
+
+
+def test_forms_of_the_recurrence_agree(tmp_path, capsys):
+    path = tmp_path / "recurrence.json"
+    sizes = ["--batch", "2", "--words", "4", "--units", "8", "--turns", "2", "--calls", "1"]
+    peer = ["--peer"] if importlib.util.find_spec("torch") else []
+    assert not recurrence.main([*sizes, *peer, "--json", str(path)])
+    result = json.loads(path.read_text("utf-8"))
+    assert result["ok"] and not result["wrong"] and "÷ loop" in capsys.readouterr().out
+    assert [r["form"] for r in result["results"]] == 2 * [*recurrence.FORMS, *(["PyTorch"] if peer else [])]
+    assert all(len(r["turns_ms"]) == 2 and r["apart"] < 1e-5 for r in result["results"])
+
+
+def test_a_form_of_the_recurrence_that_is_wrong_or_fails_is_told(tmp_path, monkeypatch):
+    def fails(problems, gradients, dtype, unroll, *, made=recurrence.in_jaxcap):
+        if unroll == 4:
+            raise NotImplementedError("no such routine")
+        call, read = made(problems, gradients, dtype, unroll)
+        return (call, read) if unroll else (lambda: [one._replace(hidden_TBD=2 * one.hidden_TBD) for one in call()], read)
+
+    monkeypatch.setattr(recurrence, "in_jaxcap", fails)
+    path = tmp_path / "recurrence.json"
+    assert recurrence.main(["--batch", "2", "--words", "3", "--units", "4", "--turns", "1", "--calls", "1", "--json", str(path)]) == 1
+    result = json.loads(path.read_text("utf-8"))
+    assert not result["ok"] and {r["form"] for r in result["results"]} == {"loop"}
+    assert [(w["form"], w["why"][:16]) for w in result["wrong"]] == 2 * [("by fours", "no such routine"), ("one piece", "does not compute")]
+
+
+def test_an_lstm_as_cudnn_has_it_is_the_same():
+    of = recurrence.problem(words=5, batch=3, embedding=6, units=4)
+    weights = recurrence.packed(of.kernel, of.bias_G, 6)
+    parts = rnn.unpack_lstm_weights(weights, 6, 4, 1, False)
+    zero = jnp.zeros((1, 3, 4))
+
+    def reference(x_TBE, *parts):
+        return rnn.lstm_ref(x_TBE.swapaxes(0, 1), zero, zero, *({0: part} for part in parts), jnp.full(3, 5), 6, 4, 1, 0.0, False)[0]
+
+    call, _ = recurrence.in_jaxcap([of], True, "float32", 1)
+    (ours,) = call()
+    hidden_BTD, pull = jax.vjp(reference, of.x_TBE, *(part[0] for part in parts))
+    d_x_TBE, *rest = pull(jnp.asarray(of.d_hidden_TBD.swapaxes(0, 1)))
+    theirs = recurrence.Answer(hidden_BTD.swapaxes(0, 1), d_x_TBE, *recurrence.from_cudnn(*map(np.asarray, rest[:3])))
+    assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, theirs) and recurrence.apart(theirs, ours) < 1e-5
 
 
 def test_a_variant_that_fails_does_not_stop_the_others(tmp_path, capsys):
