@@ -3,8 +3,10 @@
 import argparse
 import collections
 import functools
+import math
 import statistics
 import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +23,7 @@ from jaxcap.errors import UserError, run_command
 
 PASSES = {"forward": "y", "input": "gradient of the input", "kernel": "gradient of the kernel"}
 JAXCAP, XLA, TORCH = "jaxcap", "XLA", "PyTorch"
-ON_GPU = 8  # convolutions a call there, so that calling costs nothing
+TOGETHER, DISPATCHES = 8, 16  # on accelerators: convolutions a call, and calls without waiting in between, so that neither costs
 
 
 class Convolution(NamedTuple):
@@ -40,20 +42,22 @@ class Convolution(NamedTuple):
         return f"{self.size} px, {height}×{width}{stride}, {channels}" + (", padded" if any(map(any, self.padding)) else "")
 
     @property
+    def seen(self) -> tuple[int, ...]:
+        """Height and width of the result."""
+        return tuple((self.size + sum(pads) - side) // self.stride + 1 for side, pads in zip(self.kernel[:2], self.padding))
+
+    @property
     def gflop(self) -> float:
         """Multiplications and additions for one photo, in 10⁹."""
-        height, width, into, out = self.kernel
-        pixels = 1
-        for side, pads in zip((height, width), self.padding):
-            pixels *= (self.size + sum(pads) - side) // self.stride + 1
-        return 2e-9 * pixels * height * width * into * out
+        return 2e-9 * math.prod(self.seen) * math.prod(self.kernel)
 
-    def inputs(self, batch: int, dtype: jnp.dtype, together: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """`together` times photos' maps [B, H, W, C], and a kernel; all random."""
+    def inputs(self, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Photos' maps [B, H, W, C], a kernel and the gradient of the result; random, float32."""
         random = np.random.default_rng(0)
-        shape = (batch, self.size, self.size, self.channels)
         kernel = random.standard_normal(self.kernel, np.float32) / np.sqrt(np.prod(self.kernel[:3]))
-        return [random.standard_normal(shape, np.float32).astype(dtype) for _ in range(together)], kernel.astype(dtype)
+        of = (random.standard_normal((batch, height, width, channels), np.float32)
+              for height, width, channels in ((self.size, self.size, self.channels), (*self.seen, self.kernel[3])))
+        return next(of), kernel.astype(np.float32), next(of)
 
 
 def of_network(name: str, size: int) -> dict[Convolution, int]:
@@ -79,31 +83,31 @@ def of_network(name: str, size: int) -> dict[Convolution, int]:
     return dict(found)
 
 
-def in_jax(of: Convolution, what: str, xs: list[np.ndarray], kernel: np.ndarray, *, own: bool,
+def in_jax(of: Convolution, what: str, batch: int, together: int, dtype: jnp.dtype, *, own: bool,
            kernel_dtype: jnp.dtype | None) -> Callable[[], Any]:
-    """A compiled call of jaxcap's convolution (`layers.convolve`) or, with `own`, of the one that XLA has."""
+    """A compiled call of `together` of jaxcap's convolution (`layers.convolve`) or, with `own`, of the one that XLA has."""
 
     def convolve(x_BHWC, kernel):
         if own:
             return dense.ordinary(x_BHWC, kernel, of.stride, of.padding, groups=of.channels // of.kernel[2])
         return layers.convolve(x_BHWC, kernel.astype(kernel_dtype or kernel.dtype), of.stride, of.padding)
 
-    dys = None
-    if what == "forward":
-        compiled = jax.jit(lambda xs, kernel, _: [convolve(x, kernel) for x in xs])
-    else:
-        dys = [np.random.default_rng(1).standard_normal(y.shape, np.float32).astype(y.dtype)
-               for y in jax.eval_shape(lambda xs, kernel: [convolve(x, kernel) for x in xs], xs, kernel)]
-        which = 0 if what == "input" else 1
-        compiled = jax.jit(lambda xs, kernel, dys: [jax.vjp(convolve, x, kernel)[1](dy)[which] for x, dy in zip(xs, dys)])
-    arguments = jax.device_put((xs, kernel, dys))
-    return lambda: compiled(*arguments)
+    def one(x_BHWC, kernel, dy_BHWC):
+        if what == "forward":
+            return convolve(x_BHWC, kernel)
+        return jax.vjp(convolve, x_BHWC, kernel)[1](dy_BHWC)[0 if what == "input" else 1]
+
+    x_BHWC, kernel, dy_BHWC = (array.astype(dtype) for array in of.inputs(batch))
+    given = jax.device_put(([x_BHWC] * together, kernel, [dy_BHWC] * together))  # as many arrays, so that none is computed for another
+    compiled = jax.jit(lambda xs, kernel, dys: [one(x_BHWC, kernel, dy_BHWC) for x_BHWC, dy_BHWC in zip(xs, dys)])
+    return lambda: compiled(*given)
 
 
-def in_torch(of: Convolution, what: str, xs: list[np.ndarray], kernel: np.ndarray, dtype: str) -> Callable[[], Any]:
-    """The same in PyTorch (cuDNN or oneDNN), channels last, all of it in `dtype`; of the gradients only the one that is asked for."""
+def in_torch(of: Convolution, what: str, batch: int, together: int, dtype: str) -> Callable[[], Any]:
+    """The same in PyTorch (cuDNN or oneDNN), channels last, all of it in `dtype`; on a GPU one CUDA graph."""
     try:
         import torch
+        from benchmarks.peers import torch_graph
     except ImportError as error:
         raise UserError("--peer needs torch: pip install torch, or leave --peer out") from error
     device = torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
@@ -111,54 +115,55 @@ def in_torch(of: Convolution, what: str, xs: list[np.ndarray], kernel: np.ndarra
     torch.backends.cudnn.allow_tf32 = True  # as XLA takes float32 there
 
     def tensor(array: np.ndarray, *axes: int):
-        array = torch.from_numpy(array.astype(np.float32)).permute(axes)
-        return array.to(device, getattr(torch, dtype), memory_format=torch.channels_last)
+        return torch.from_numpy(array).permute(axes).to(device, getattr(torch, dtype), memory_format=torch.channels_last)
 
     (top, bottom), (left, right) = of.padding
-    if (top, left) == (bottom, right):
-        around, padding = None, (top, left)
-    else:
-        around, padding = (left, right, top, bottom), (0, 0)
-    xs_BCHW, kernel = [tensor(x, 0, 3, 1, 2) for x in xs], tensor(kernel, 3, 2, 0, 1)
+    around, padding = None, [top, left]
+    if (top, left) != (bottom, right):  # TensorFlow's padding before a stride is one sided
+        around, padding = (left, right, top, bottom), [0, 0]
+    groups = of.channels // of.kernel[2]
+    x_BHWC, kernel, dy_BHWC = of.inputs(batch)
+    kernel = tensor(kernel, 3, 2, 0, 1)
+    xs_BCHW, dys_BCHW = ([tensor(array, 0, 3, 1, 2).clone() for _ in range(together)] for array in (x_BHWC, dy_BHWC))
 
-    def convolve(x_BCHW):
-        if around:  # TensorFlow's padding before a stride is one sided
+    def one(x_BCHW, dy_BCHW):
+        if around:
             x_BCHW = torch.nn.functional.pad(x_BCHW, around)
-        return torch.nn.functional.conv2d(x_BCHW, kernel, None, of.stride, padding, groups=of.channels // of.kernel[2])
+        if what == "forward":
+            return torch.nn.functional.conv2d(x_BCHW, kernel, None, of.stride, padding, groups=groups)
+        asked = [what == "input", what == "kernel", False]
+        found = torch.ops.aten.convolution_backward(dy_BCHW, x_BCHW, kernel, None, [of.stride] * 2, padding, [1, 1], False, [0, 0], groups, asked)
+        return found[asked.index(True)]
 
-    if what == "forward":
-        def call():
-            with torch.inference_mode():
-                return [convolve(x) for x in xs_BCHW]
-    else:
-        leaves = [x.requires_grad_() for x in xs_BCHW] if what == "input" else [kernel.requires_grad_()] * len(xs)
-        graphs = [(y := convolve(x), leaf, torch.randn_like(y)) for x, leaf in zip(xs_BCHW, leaves)]
+    def call():
+        with torch.no_grad():
+            return [one(x_BCHW, dy_BCHW) for x_BCHW, dy_BCHW in zip(xs_BCHW, dys_BCHW)]
 
-        def call():
-            return [torch.autograd.grad(y, leaf, dy, retain_graph=True)[0] for y, leaf, dy in graphs]
+    if device.type == "cpu":
+        return call
+    graph, _ = torch_graph.capture(call, warm_up=3)
+    replayed = types.SimpleNamespace(block_until_ready=torch.cuda.synchronize)  # what `timing.time_calls` waits for
 
-    def wait():
-        result = call()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return result
+    def replay():
+        graph.replay()
+        return replayed
 
-    return wait
+    return replay
 
 
 def measure(of: Convolution, what: str, arguments: argparse.Namespace) -> list[dict[str, float]]:
     """Milliseconds of one convolution for the whole batch, by who computes it, turn by turn."""
     dtype, kernel_dtype = products.dtypes(arguments.dtype, jax.default_backend())
-    together = ON_GPU if jax.default_backend() != "cpu" else 1
-    xs, kernel = of.inputs(arguments.batch, dtype, together)
-    calls = {JAXCAP: in_jax(of, what, xs, kernel, own=False, kernel_dtype=kernel_dtype)}
+    together, dispatches = (1, 1) if jax.default_backend() == "cpu" else (TOGETHER, DISPATCHES)
+    case = of, what, arguments.batch, together
+    calls = {JAXCAP: in_jax(*case, dtype, own=False, kernel_dtype=kernel_dtype)}
     if jax.default_backend() == "cpu":  # elsewhere the two are one
-        calls[XLA] = in_jax(of, what, xs, kernel, own=True, kernel_dtype=None)
+        calls[XLA] = in_jax(*case, dtype, own=True, kernel_dtype=None)
     if arguments.peer:
-        calls[TORCH] = in_torch(of, what, xs, kernel, arguments.dtype)
+        calls[TORCH] = in_torch(*case, arguments.dtype)
     for call in calls.values():
         jax.block_until_ready(call())
-    return [{who: timing.time_calls(call, repeats=1, calls=1).ms / together for who, call in calls.items()}
+    return [{who: timing.time_calls(call, repeats=1, calls=dispatches).ms / together for who, call in calls.items()}
             for _ in range(arguments.turns)]
 
 

@@ -26,11 +26,11 @@ cd "$(dirname "$0")/.."
 
 OUT=${OUT:-out} LIMIT_S=${LIMIT_S:-530}
 FIRST="steps peers decode correctness training profile" SECOND="recurrence steps_large steps_float32 five variants convolutions"
-tiny=() decode=(--batch 256 --beam 3) kinds=(--kinds cached_8 joint frozen eval cached) large=(--batch 256 --kinds joint frozen)
+tiny=() decode=(--batch 256 --beam 3 --sources features photos) kinds=(--kinds cached_8 joint frozen eval cached) large=(--batch 256 --kinds joint frozen)
 saturated=joint profiled=(cached_8 joint frozen) five=(--kinds frozen_5 joint_5)
-peers=(--kinds cached frozen joint beam
-  --forms channels_last+graph+fused channels_last+compile+graph+fused graph+fused compile+graph+fused beam:graph)
-variants=(--kinds cached_8 --turns 2 --repeats 5 --limit 90) convolutions=(--batch 32 --passes forward input kernel --turns 3) recurrence=(--batch 32 256)
+peers=(--kinds joint frozen cached beam --forms {joint,frozen}:channels_last+graph+fused {joint,frozen}:channels_last+compile+graph+fused
+  cached:graph+fused cached:compile+graph+fused beam:graph)
+variants=(--kinds cached_8 --turns 1 --repeats 5 --limit 60) convolutions=(--batch 32 --passes forward input kernel --turns 3) recurrence=(--batch 32 256)
 peer=() # of the convolutions, where PyTorch is there
 patience=1
 if [[ -n ${TINY:-} ]]; then
@@ -96,11 +96,11 @@ part() {
 part steps 240 step_time "${kinds[@]}" --dtype bfloat16 "${tiny[@]}"
 if "$PYTHON" -c 'import torch' 2> "$scratch/no_torch"; then
   peer=(--peer)
-  part peers 210 peers "${peers[@]}" --dtype bfloat16 --limit 75 "${tiny[@]}"
+  part peers 300 peers "${peers[@]}" --dtype bfloat16 --limit 120 "${tiny[@]}"
 elif [[ " $PARTS " == *" peers "* ]]; then
   echo "== peers: left out, PyTorch is not installed"
 fi
-part decode 60 decode "${decode[@]}" --dtype bfloat16 "${tiny[@]}"
+part decode 90 decode "${decode[@]}" --dtype bfloat16 "${tiny[@]}"
 # Which algorithm is the fastest is no matter for whether it is right, and to find it takes most of the time.
 XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_autotune_level=0" part correctness 90 correctness "${tiny[@]}"
 part training 40 training "${tiny[@]}"

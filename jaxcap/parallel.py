@@ -5,7 +5,9 @@ numbers. Several hosts join through `jax.distributed`, which `initialize` calls 
 run directory, and have the data set each for itself or together.
 """
 
+import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from jaxcap.step import AXIS
 
 PyTree = Any
 REPLICATED, SHARDED = PartitionSpec(), PartitionSpec(AXIS)
+RELIEVE_S = 1.0
 
 
 def initialize() -> None:
@@ -84,6 +87,7 @@ class Parallel:
         self.mode = mode
         self.mesh = Mesh(np.array(devices), (AXIS,))
         self._paced: PyTree = None
+        self._relieved = -math.inf
 
     @property
     def size(self) -> int:
@@ -106,12 +110,15 @@ class Parallel:
         """Waits, on CPUs, for the step before the one that will report `reported`, so that one runs and one waits in line.
 
         A CPU takes memory for every step in line, and virtual devices with many may wait for each other for ever. What steps
-        have freed on the host is handed back where it becomes too much. Elsewhere steps line up freely.
+        have freed on the host is handed back where it becomes too much, which is looked at once in RELIEVE_S. Elsewhere steps line
+        up freely.
         """
         if self.platform == "cpu":
             jax.block_until_ready(self._paced)
             self._paced = reported
-        memory.relieve()
+        if (now := time.monotonic()) - self._relieved >= RELIEVE_S:  # to look takes 20 µs, a twentieth of a short step
+            self._relieved = now
+            memory.relieve()
 
     def replicate(self, tree: PyTree) -> PyTree:
         """`tree` whole on every device: what this host has, or what is whole on devices of several hosts."""

@@ -21,6 +21,8 @@ from jax.experimental import rnn
 from benchmarks import (compiled, convolutions, correctness, encode, projection, real_input, recurrence, step_report, step_time, summary, timing,
                         top_ops, variants, workload)
 from benchmarks import input as inputs
+from benchmarks.peers import __main__ as peers
+from benchmarks.peers import forms
 from benchmarks.workload import KINDS
 from jaxcap import captioner as captioners
 from jaxcap import encoders
@@ -484,6 +486,16 @@ def test_on_gpu_script_has_a_second_call(tmp_path):
     assert plain["cached"]["loss"] == pytest.approx(unrolled["cached"]["loss"])
 
 
+def test_on_gpu_script_asks_for_pytorchs_two_best_forms_at_most():
+    """Each takes a minute of a card's time; a form without its kind would be tried for every kind that it means something for."""
+    script = (REPOSITORY / "benchmarks" / "on_gpu.sh").read_text("utf-8")
+    given = re.search(r"^peers=\(.*?\)$", script, re.DOTALL | re.MULTILINE)[0]
+    words = subprocess.run(["bash", "-c", f'{given}; printf "%s\\n" "${{peers[@]}}"'], capture_output=True, text=True, check=True).stdout.split()
+    asked = peers.parser().parse_args(words)
+    tried = {kind: forms.wanted("torch", kind, "gpu", "bfloat16", asked.forms) for kind in asked.kinds}
+    assert list(tried) == ["joint", "frozen", "cached", "beam"] and all(1 <= len(of_kind) <= 2 for of_kind in tried.values())
+
+
 def test_on_gpu_script_goes_on_after_a_failure(tmp_path):
     done = on_gpu(tmp_path, PYTHON="false")
     assert done.returncode == 1 and done.stdout.count("exit status 1") == 5
@@ -526,10 +538,25 @@ def test_convolutions_are_those_of_the_network(tmp_path, capsys):
 
 def test_convolutions_asks_for_the_pass_that_it_names():
     (of,) = [of for of in convolutions.of_network("small_cnn", 16) if of.kernel[:2] == (3, 3)][:1]
-    (x,), kernel = of.inputs(2, jnp.float32, 1)
-    shapes = {what: [y.shape for y in convolutions.in_jax(of, what, [x], kernel, own=own, kernel_dtype=None)()]
-              for own in (False, True) for what in convolutions.PASSES}
-    assert shapes["input"] == [x.shape] and shapes["kernel"] == [kernel.shape] and shapes["forward"][0][0] == 2
+    x, kernel, dy = of.inputs(2)
+    for own in (False, True):
+        shapes = {what: [y.shape for y in convolutions.in_jax(of, what, 2, 3, jnp.float32, own=own, kernel_dtype=None)()]
+                  for what in convolutions.PASSES}
+        assert shapes == {"forward": [dy.shape] * 3, "input": [x.shape] * 3, "kernel": [kernel.shape] * 3}
+
+
+def test_convolutions_compares_with_the_same_one_in_pytorch():
+    pytest.importorskip("torch")
+    one_sided = convolutions.Convolution(9, 4, (3, 3, 4, 6), 2, ((0, 1), (0, 1)))
+    depthwise = convolutions.Convolution(7, 4, (3, 3, 1, 4), 1, ((1, 1), (1, 1)))
+    for of in (one_sided, depthwise):
+        for what in convolutions.PASSES:
+            (ours,) = convolutions.in_jax(of, what, 2, 1, jnp.float32, own=False, kernel_dtype=None)()
+            (theirs,) = convolutions.in_torch(of, what, 2, 1, "float32")()
+            theirs = theirs.numpy().transpose(2, 3, 1, 0) if what == "kernel" else theirs.numpy().transpose(0, 2, 3, 1)
+            if what == "input":  # PyTorch's also has that of the zeros around
+                theirs = theirs[:, :of.size, :of.size]
+            np.testing.assert_allclose(theirs, ours, atol=1e-5)
 
 
 def test_forms_of_the_recurrence_agree(tmp_path, capsys):

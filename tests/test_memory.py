@@ -76,3 +76,14 @@ def test_a_cpu_is_two_steps_ahead_at_most(monkeypatch):
     devices.pace(first)
     devices.pace(second)
     assert waited == ([None, first] if jax.default_backend() == "cpu" else [])
+
+
+def test_memory_is_not_looked_at_in_every_short_step(monkeypatch):
+    looked, now = [], iter([10.0, 10.4, 10.9, 11.1])
+    monkeypatch.setattr(memory, "relieve", lambda: looked.append(True))
+    monkeypatch.setattr(parallel.time, "monotonic", lambda: next(now))
+    devices, counts = parallel.Parallel(), []
+    for _ in range(4):
+        devices.pace(None)
+        counts.append(len(looked))
+    assert counts == [1, 1, 1, 2]
