@@ -6,12 +6,14 @@ ROUGE-L 0–1, CIDEr as coco-caption reports it (10 × the cosine similarity), M
 """
 
 import collections
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 
 import regex
 from sacrebleu.metrics import BLEU
+from sacrebleu.metrics.bleu import BLEUScore
 
 from jaxcap import java, ptb
 from jaxcap.cider import CiderD
@@ -82,11 +84,9 @@ def score(candidates: Mapping[str, str], references: References | Mapping[str, S
     """
     references = _references(references)
     texts = _tokenized(candidates, references)
-    total = references.bleu.corpus_score(list(texts.values()), None)
-    bleu = {f"bleu{n}": BLEU.compute_bleu(total.counts[:n], total.totals[:n], total.sys_len, total.ref_len,
-                                          smooth_method="none", max_ngram_order=n).score for n in ORDERS}
-    return bleu | {"cider": statistics.fmean(_cider(texts, references).values()),
-                   "rouge_l": statistics.fmean(_rouge_l(texts[i], references, i) for i in texts)}
+    return _bleu(references.bleu.corpus_score(list(texts.values()), None)) | {
+        "cider": statistics.fmean(_cider(texts, references).values()),
+        "rouge_l": statistics.fmean(_rouge_l(texts[i], references, i) for i in texts)}
 
 
 def per_photo(candidates: Mapping[str, str],
@@ -131,6 +131,14 @@ def variety(candidates: Mapping[str, str], tokenize: Tokenize = ptb.tokenize) ->
     words = [text.split() for text in texts]
     return {"distinct": len(set(texts)) / len(texts), "words": statistics.fmean(map(len, words)),
             "vocabulary": len(set().union(*words))}
+
+
+def _bleu(total: BLEUScore) -> dict[str, float]:
+    """`bleu1`..`bleu4` (0–100) of what was counted, with coco-caption's two small numbers: without a match a score is above 0."""
+    tiny, small = 1e-15, 1e-9
+    precisions = [(count + tiny) / (guesses + small) for count, guesses in zip(total.counts, total.totals)]
+    brevity = math.exp(min(1 - (total.ref_len + small) / (total.sys_len + tiny), 0))
+    return {f"bleu{n}": 100 * brevity * math.prod(precisions[:n]) ** (1 / n) for n in ORDERS}
 
 
 def _references(references) -> References:
