@@ -5,10 +5,11 @@ numbers. Several hosts join through `jax.distributed`, which `initialize` calls 
 run directory, and have the data set each for itself or together.
 """
 
+import contextlib
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,21 @@ def largest(number: int) -> int:
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.process_allgather(np.int32(number)).max())
+
+
+@contextlib.contextmanager
+def all_or_none() -> Iterator[None]:
+    """Ends once all processes of a run are here. Raises `UserError` in each of them where the block did in any.
+
+    In the block none may wait for the others: one that failed would not come.
+    """
+    failed = None
+    try:
+        yield
+    except UserError as error:
+        failed = error
+    if largest(int(failed is not None)):
+        raise failed or UserError("another process of this run cannot begin; its own message says why")
 
 
 def same(text: str) -> str:

@@ -39,33 +39,34 @@ def train(configuration: Config, directory: Path, *, resume: bool = False) -> in
     """
     devices = parallel.Parallel(configuration.parallel)
     own = parallel.Parallel(configuration.parallel, jax.local_devices()) if jax.process_count() > 1 else devices
-    devices.check_batch(configuration.batch_size)
-    encoders.get(configuration.encoder.name)  # this and what follows before a data set is drawn or opened
-    position = BEGINNING
-    if resume:
-        vocabulary = vocab.load(directory / "vocabulary.tsv")
-        keeper = Checkpoints(directory / "checkpoints", configuration.checkpoints)
-        if keeper.steps():
-            position = {**BEGINNING, **keeper.position(keeper.steps()[-1])}
-            runs.check_words(directory, vocabulary, position, keeper.steps()[-1])
-    begun = runs.load(Path(configuration.start)) if configuration.start and position is BEGINNING else None
-    train_split = records.open_split(configuration.data, configuration.data.train)
-    val_split = records.open_split(configuration.data, configuration.data.val)
-    if begun and not resume:
-        vocabulary = begun.vocab
-    elif not resume:
-        vocabulary = vocab.build((c for captions in train_split.captions for c in captions),
-                                 **dataclasses.asdict(configuration.vocabulary))
-    examples = pipeline.encode(train_split, vocabulary, configuration.data.max_words, configuration.data.captions_per_photo)
-    captioner = captioners.build(configuration, len(vocabulary))
-    state = initial_state(configuration, captioner, devices, begun)
-    evaluator = evaluate.Evaluator(configuration, captioner, vocabulary, own, val_split, configuration.eval_photos)
-    lengths = [phase_steps(phase, examples, configuration.batch_size) for phase in configuration.phases]
+    with parallel.all_or_none():
+        devices.check_batch(configuration.batch_size)
+        encoders.get(configuration.encoder.name)  # this and what follows before a data set is drawn or opened
+        position = BEGINNING
+        if resume:
+            vocabulary = vocab.load(directory / "vocabulary.tsv")
+            keeper = Checkpoints(directory / "checkpoints", configuration.checkpoints)
+            if keeper.steps():
+                position = {**BEGINNING, **keeper.position(keeper.steps()[-1])}
+                runs.check_words(directory, vocabulary, position, keeper.steps()[-1])
+        begun = runs.load(Path(configuration.start)) if configuration.start and position is BEGINNING else None
+        train_split = records.open_split(configuration.data, configuration.data.train)
+        val_split = records.open_split(configuration.data, configuration.data.val)
+        if begun and not resume:
+            vocabulary = begun.vocab
+        elif not resume:
+            vocabulary = vocab.build((c for captions in train_split.captions for c in captions),
+                                     **dataclasses.asdict(configuration.vocabulary))
+        examples = pipeline.encode(train_split, vocabulary, configuration.data.max_words, configuration.data.captions_per_photo)
+        captioner = captioners.build(configuration, len(vocabulary))
+        state = initial_state(configuration, captioner, devices, begun)
+        evaluator = evaluate.Evaluator(configuration, captioner, vocabulary, own, val_split, configuration.eval_photos)
+        lengths = [phase_steps(phase, examples, configuration.batch_size) for phase in configuration.phases]
     errors.heed_interrupts()
     if not resume:
-        if parallel.first():
-            runs.create(directory, configuration, vocabulary)
-        parallel.largest(0)
+        with parallel.all_or_none():
+            if parallel.first():
+                runs.create(directory, configuration, vocabulary)
         keeper = Checkpoints(directory / "checkpoints", configuration.checkpoints)
     log = journal.Journal(directory, total=sum(lengths), step=position["step"], smoothed=position["smoothed"])
     stop = StopSignal()
@@ -267,7 +268,10 @@ def main(argv: list[str] | None = None) -> int:
     if changed and (begun or arguments.resume):  # without a checkpoint, what is changed may be what made it fail
         raise UserError(f"the run in {directory} was made with another config: {'; '.join(changed)}; "
                         "resume it without these changes, or name another --run-dir")
-    with runs.alone(directory) if parallel.first() else contextlib.nullcontext():
+    with contextlib.ExitStack() as held:
+        with parallel.all_or_none():
+            if parallel.first():
+                held.enter_context(runs.alone(directory))
         return train(configuration, directory, resume=there and not changed)
 
 

@@ -647,6 +647,32 @@ def test_two_processes_train_stop_and_resume_as_one(data, tmp_path):
     assert len(json.loads((two / "results" / "val.json").read_text())) == 8
 
 
+@pytest.mark.parametrize(("own", "other", "says"), [(False, False, None), (True, False, "no data"), (True, True, "no data"),
+                                                    (False, True, "another process of this run cannot begin; its own message")])
+def test_all_processes_begin_or_none(own, other, says, monkeypatch):
+    monkeypatch.setattr(parallel, "largest", lambda number: max(number, int(other)))
+
+    def begin():
+        with parallel.all_or_none():
+            if own:
+                raise UserError("no data")
+
+    if says is None:
+        begin()
+    else:
+        with pytest.raises(UserError, match=says):
+            begin()
+
+
+def test_a_process_that_cannot_begin_takes_the_others_along(data, tmp_path, monkeypatch):
+    """What this process finds is right, but another one said that it did not find its data."""
+    told = iter([0, 0, 1])  # all have looked at the directory; it is this run's alone; the data
+    monkeypatch.setattr(parallel, "largest", lambda number: next(told))
+    with pytest.raises(UserError, match="another process of this run cannot begin"):
+        train.main([*settings(data), "--run-dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_goes_on_from_another_with_rewards(data, tmp_path, capsys):
     first = tmp_path / "first"
     assert train.main([*settings(data, "phases.0.steps=80", "checkpoints.every_steps=80"), "--run-dir", str(first)]) == 0
