@@ -164,6 +164,12 @@ def python_with(library: str) -> str:
     return named or sys.executable
 
 
+def run_there(python: str, script: str, directory: Path) -> None:
+    """Runs a script in the Python that has a peer's library, with the directory as its argument; fails where it does."""
+    subprocess.run([python, "-c", script, str(directory)], cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+                   check=True)
+
+
 @pytest.fixture(scope="module", params=list(forms.LIBRARIES))
 def peer(request):
     """(library, Python that has it)."""
@@ -213,6 +219,30 @@ def test_both_take_the_same_step(compare, peer, jaxcap):
             assert answer["found"].keys() == jaxcap[1][kind].keys()
             # As it is timed, training has dropout, and the loss is another one.
             assert (abs(answer["loss"] / answer["found"]["loss"] - 1) > 1e-5) == (kind not in ("eval", "beam")), (kind, form)
+
+
+def test_pytorch_searches_for_fast_convolutions_only_where_it_is_timed(jaxcap):
+    run_there(python_with("torch"), """
+import sys
+from pathlib import Path
+import torch
+from benchmarks.peers.torch_side import Side
+
+class Step:
+    def agree(self):
+        return {"searched": torch.backends.cudnn.benchmark}
+    def start(self):
+        pass
+    def __call__(self):
+        return 0.0
+
+side = Side(Path(sys.argv[1]))
+side.settings(platform="cpu")
+side._step = lambda *asked: Step()
+for _ in range(2):
+    assert side.agree(kind="frozen", batch=4) == {"searched": False}
+    assert side.prepare(kind="frozen", batch=4, form="eager", limit_s=60)["found"] == {"searched": True}
+""", jaxcap[0])
 
 
 def test_a_difference_is_noticed(compare, peer, jaxcap):
@@ -275,8 +305,7 @@ def test_distortions_are_jaxcaps(peer, tmp_path):
               "coloured = distort.distort_colour(cropped, draws)\n"
               "np.savez(sys.argv[1] + '/out.npz', cropped=np.transpose(cropped, exchanged),\n"
               "         coloured=np.transpose(coloured, exchanged), **{name: getattr(many, name) for name in many._fields})\n")
-    subprocess.run([peer[1], "-c", script, str(tmp_path)], cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-                   check=True)
+    run_there(peer[1], script, tmp_path)
     out = np.load(tmp_path / "out.npz")
     for n, row in enumerate((2, 0, 1)):
         top, left = draws["top_B"][n], draws["left_B"][n]

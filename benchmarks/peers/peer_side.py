@@ -84,5 +84,5 @@ class PeerSide:
         raise NotImplementedError
 
     def _precise(self, precise: bool) -> None:
-        """Full float32, or TF32 as XLA multiplies where nothing else is asked for."""
+        """For one run of no matter in full float32; or for timing, with TF32 as XLA multiplies where nothing else is asked for."""
         raise NotImplementedError

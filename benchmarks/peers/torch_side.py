@@ -26,7 +26,6 @@ class Side(PeerSide):
         self._device = torch.device("cuda" if platform == "gpu" else "cpu")
         if self._device.type == "cpu":
             torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
-        torch.backends.cudnn.benchmark = True
         self._read()
         return {"threads": torch.get_num_threads()}
 
@@ -49,3 +48,4 @@ class Side(PeerSide):
 
     def _precise(self, precise: bool) -> None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not precise
+        torch.backends.cudnn.benchmark = not precise  # what is not timed needs no search for the fastest convolutions
