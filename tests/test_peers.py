@@ -245,6 +245,31 @@ for _ in range(2):
 """, jaxcap[0])
 
 
+def test_pytorch_rounds_once_what_does_not_learn(jaxcap):
+    """Under bfloat16 only parameters that learn stay in float32, and the results are those of rounding all of them in every step."""
+    run_there(python_with("torch"), """
+import sys
+from pathlib import Path
+import torch
+from benchmarks.peers import torch_decoder, torch_encoder, torch_side
+side, rounding = torch_side.Side(Path(sys.argv[1])), torch_encoder.Encoder.round
+side.settings(platform="cpu")
+for kind, form in (("frozen", "eager"), ("frozen", "channels_last+unfolded"), ("eval", "eager"), ("eval", "loop"), ("joint", "eager"),
+                   ("beam", "eager"), ("beam", "lists")):
+    step = side._step(kind, 4, form, "bfloat16")
+    for part in ("decoder", "encoder")[:1 if kind == "beam" else 2]:
+        for name, tensor in getattr(step, "_" + part).named_parameters():
+            learns = kind == "joint" or (kind, part) == ("frozen", "decoder")
+            norm = (part, "unfolded" in form, tensor.ndim) == ("encoder", True, 1)
+            assert tensor.dtype == (torch.float32 if learns or norm else torch.bfloat16), (kind, form, part, name)
+    torch_encoder.Encoder.round = torch_decoder.Decoder.bfloat16 = lambda module: None
+    loss = side._step(kind, 4, form, "bfloat16").agree()["loss"]
+    torch_encoder.Encoder.round = rounding
+    del torch_decoder.Decoder.bfloat16
+    assert abs(step.agree()["loss"] / loss - 1) < 1e-3, (kind, form)
+""", jaxcap[0])
+
+
 def test_a_difference_is_noticed(compare, peer, jaxcap):
     directory, _ = jaxcap
     model, described = (directory / "model.npz").read_bytes(), (directory / "model.json").read_text("utf-8")

@@ -94,8 +94,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--forms", nargs="+", metavar="FORM",
                         help="forms of the peer's step; KIND:FORM is for that kind alone (default: those worth trying there)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
-                        help="of the arithmetic; bfloat16 is autocast in PyTorch and mixed_bfloat16 in Keras, and float32 may be "
-                             "TF32 on a GPU, in both")
+                        help="of the arithmetic; bfloat16 is autocast in PyTorch, where what does not learn is rounded once, and "
+                             "mixed_bfloat16 in Keras; float32 may be TF32 on a GPU, in both")
     parser.add_argument("--turns", type=timing.count, default=5, metavar="N", help="timings of each (default: 5)")
     parser.add_argument("--turn-s", type=timing.amount, default=timing.REPEAT_S, metavar="S",
                         help=f"seconds that a turn is to take, at least one step (default: {timing.REPEAT_S})")

@@ -27,6 +27,8 @@ class Captions:
         self._start_word, self._end = search["bos"], search["eos"]
         self._decoder = Decoder(arrays, dropout=0.0, forget_bias=described["forget_bias"], loop=False, sparse=False,
                                 onednn="onednn" in form).to(device).eval().requires_grad_(False)
+        if self._bfloat16:
+            self._decoder.bfloat16()  # once: autocast would round what does not learn at every word
         self._forbidden_V = torch.zeros(len(arrays["params/decoder/logits_bias"]), device=device)
         self._forbidden_V[search["forbidden"]] = NEVER
         batches = [torch.from_numpy(features) for features in inputs["features_NBF"]]

@@ -39,6 +39,11 @@ class ConvBN(nn.Module):
             self.kernel.copy_(self.kernel * scale[:, None, None, None])
         self.folded, self.onednn = True, onednn
 
+    def round(self) -> None:
+        self.kernel.data = self.kernel.data.bfloat16()
+        if self.folded:  # else the batch norm's, which is float32
+            self.bias.data = self.bias.data.bfloat16()
+
     def forward(self, x: Tensor) -> Tensor:
         if self.onednn:
             geometry = self.padding, (self.stride, self.stride), (1, 1), 1
@@ -134,6 +139,12 @@ class Encoder(nn.Module):
         for module in self.modules():
             if isinstance(module, ConvBN):
                 module.fold(onednn)
+
+    def round(self) -> None:
+        """Keeps a frozen network's convolutions in bfloat16, after `fold`: autocast would round them anew in every step."""
+        for module in self.modules():
+            if isinstance(module, ConvBN):
+                module.round()
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         x = (image_BCHW - 0.5) * 2

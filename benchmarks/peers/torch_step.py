@@ -26,12 +26,17 @@ class Step:
                           sparse="sparse" in form, onednn="onednn" in form)
         self._decoder = decoder.to(device).train(kind != "eval").requires_grad_(kind != "eval")
         decoder.lstm.bias_hh_l0.requires_grad_(False)
+        self._bfloat16 = described["dtype"] == "bfloat16"
+        if self._bfloat16 and kind == "eval":
+            decoder.bfloat16()  # once: autocast would round in every step what does not learn
         self._encoder, self._filters = None, []
         if kind != "cached":
             self._encoder = Encoder(described["network"], arrays, merged="merged" in form).to(device)
             self._encoder.train(kind == "joint").requires_grad_(kind == "joint")
             if kind != "joint" and "unfolded" not in form:
                 self._encoder.fold("onednn" in form)
+            if self._bfloat16 and kind != "joint":
+                self._encoder.round()
             if "channels_last" in form:
                 self._encoder.to(memory_format=torch.channels_last)
         self._parts = {f"decoder/{name}": params for name, params in decoder.parts().items()} if kind != "eval" else {}
@@ -104,7 +109,7 @@ class Step:
         return loss.detach()
 
     def _eager_loss(self, tokens_BT1: Tensor, index_B: Tensor, chance: Tensor | float) -> Tensor:
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._described["dtype"] == "bfloat16"):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
             with torch.no_grad() if self._kind != "joint" else contextlib.nullcontext():
                 features_BF = self._features(index_B, chance)
             if self._kind == "joint":
