@@ -102,6 +102,7 @@ class Scripted:
 
     asked: list[tuple[str, str, str]] = []
     found = {"eager": 4.0, "fused": 4.0, "channels_last": 4.1}
+    more: dict[str, str] = {}
 
     def __init__(self, side, python, directory, environment=None):
         self.side, self.directory = side, directory
@@ -119,7 +120,8 @@ class Scripted:
         if do == "prepare":
             if arguments.get("form") == "sparse":
                 raise RuntimeError("TimeoutError: not ready within 300 s")
-            return {"ready_s": 1.0, "together": 1, "loss": 4.0, "found": {"loss": self.found.get(arguments.get("form")), "gradient": 1.0}}
+            return {"ready_s": 1.0, "together": 1, "loss": 4.0, "found": {"loss": self.found.get(arguments.get("form")), "gradient": 1.0},
+                    **self.more}
         ms = 20.0 if self.side == "jaxcap" else {"eager": 10.0, "fused": 40.0}[arguments["form"]] if do == "time" else 0.0
         return {"ms": ms, "cpu_ms": 2 * ms}
 
@@ -150,6 +152,17 @@ def test_what_does_not_agree_is_not_timed(tmp_path, monkeypatch, capsys):
     assert peers.main(["--kinds", "frozen", "--forms", "channels_last", "eager"]) == 1
     assert ("torch", "time", "channels_last") not in Scripted.asked and ("torch", "time", "eager") in Scripted.asked
     assert "channels_last: does not agree with jaxcap: loss by 2.5e-02" in capsys.readouterr().out
+
+
+def test_an_lstm_in_another_dtype_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(comparison, "Child", Scripted)
+    path = tmp_path / "peers.json"
+    for dtype, note in (("float32", ""), ("float16", "† PyTorch's own LSTM computes in float16 there, whatever --dtype says\n")):
+        monkeypatch.setattr(Scripted, "more", {"lstm_dtype": dtype})
+        assert peers.main(["--kinds", "frozen", "--forms", "eager", "--json", str(path)]) == 0
+        output = capsys.readouterr().out
+        assert note in output and ("eager † (best)" in output) == ("†" in output) == bool(note)
+        assert json.loads(path.read_text("utf-8"))["results"][0]["peer_lstm_dtype"] == dtype
 
 
 # --- with PyTorch or Keras ----------------------------------------------------------------------------------------------
@@ -257,6 +270,7 @@ side.settings(platform="cpu")
 for kind, form in (("frozen", "eager"), ("frozen", "channels_last+unfolded"), ("eval", "eager"), ("eval", "loop"), ("joint", "eager"),
                    ("beam", "eager"), ("beam", "lists")):
     step = side._step(kind, 4, form, "bfloat16")
+    assert kind == "beam" or step.lstm_dtype() == "bfloat16"
     for part in ("decoder", "encoder")[:1 if kind == "beam" else 2]:
         for name, tensor in getattr(step, "_" + part).named_parameters():
             learns = kind == "joint" or (kind, part) == ("frozen", "decoder")

@@ -17,6 +17,8 @@ from jaxcap.errors import UserError, run_command
 
 CACHED = {BEAM, *(name for name, kind in KINDS.items() if kind.cached)}  # these skip the CNN
 
+_OTHER_DTYPE = "†"
+
 
 def best(results: list[dict]) -> list[dict]:
     """Of every kind and batch the peer's form that took the least time."""
@@ -33,8 +35,8 @@ def rows(results: list[dict], peer: str) -> list[list[str]]:
               "loss apart", "gradient apart", "ready in"]]
     chosen = best(results)
     for r in results:
-        start = [r["kind"] + (" *" if r["kind"] in CACHED else ""), r["form"] + (" (best)" if r in chosen else ""),
-                 str(r["batch"])]
+        form = r["form"] + (f" {_OTHER_DTYPE}" if _other_dtype(r) else "") + (" (best)" if r in chosen else "")
+        start = [r["kind"] + (" *" if r["kind"] in CACHED else ""), form, str(r["batch"])]
         times = ["–", "failed", "–", "–", "–"]
         if "ms" in r:
             ratio = r["ms"]["ratio"]
@@ -43,6 +45,12 @@ def rows(results: list[dict], peer: str) -> list[list[str]]:
         errors = ["–" if r.get(key) is None else f"{r[key]:.1e}" for key in ("loss_apart", "gradient_apart")]
         lines.append([*start, *times, *errors, short(r.get("peer_ready_s"), " s")])
     return lines
+
+
+def _other_dtype(r: dict) -> str:
+    """The dtype of the peer's LSTM where it is not that of the comparison."""
+    lstm = r.get("peer_lstm_dtype", "")
+    return lstm if lstm != r.get("dtype") else ""
 
 
 def heading(about: dict, machine: dict, dtype: str) -> str:
@@ -142,6 +150,8 @@ def main(argv: list[str] | None = None) -> int:
     print("\n" + timing.table(rows(results, peer)))
     if CACHED & set(arguments.kinds):
         print("* skips the CNN in both: its photos' features were computed before")
+    for dtype in sorted(set(filter(None, map(_other_dtype, results)))):
+        print(f"{_OTHER_DTYPE} {peer}'s own LSTM computes in {dtype} there, whatever --dtype says")
     for line in [f"{r['kind']}, batch {r['batch']}, {r['form']}: {r['error']}" for r in results if "error" in r]:
         print(line)
     print("\n".join(verdict(result, peer) for result in best(results)))

@@ -105,6 +105,8 @@ class Comparison:
         gradients = [error for name, error in errors.items() if name != "loss"]
         result = {"found": answer["found"], "peer_ready_s": answer["ready_s"], "loss_apart": _finite(errors["loss"]),
                   "gradient_apart": _finite(max(gradients)) if gradients else None}
+        if "lstm_dtype" in answer:
+            result["peer_lstm_dtype"] = answer["lstm_dtype"]
         if wrong := wrong or disagreement(errors, arithmetic):
             result["error"] = f"does not agree with jaxcap: {wrong}"
         return result

@@ -49,15 +49,17 @@ class Decoder(nn.Module):
         image_BE = self.linear(features_BF, self.image_embedding, None)
         words_TBE = F.embedding(tokens_TB[:-1], self.word_embedding, sparse=self.sparse)
         sequence = dropout(torch.cat([image_BE[None], words_TBE.to(image_BE.dtype)]), self.dropout, chance)
-        if self.loop:
-            lstm = self.lstm
-            x_TBG = self.linear(sequence, lstm.weight_ih_l0, lstm.bias_ih_l0 + lstm.bias_hh_l0)
-            hidden_TBD = Loop.apply(x_TBG, lstm.weight_hh_l0.to(x_TBG.dtype))
-        else:
-            hidden_TBD = self.lstm(sequence)[0]
-        hidden_TBD = dropout(hidden_TBD[1:], self.dropout, chance)
+        hidden_TBD = dropout(self.recur(sequence)[1:], self.dropout, chance)
         logits = self.linear(hidden_TBD.flatten(0, 1), self.logits_kernel, self.logits_bias)
         return F.cross_entropy(logits.float(), tokens_TB[1:].reshape(-1), ignore_index=PAD)
+
+    def recur(self, sequence_TBE: Tensor) -> Tensor:
+        """The LSTM's hidden states [T, B, D]."""
+        if not self.loop:
+            return self.lstm(sequence_TBE)[0]
+        lstm = self.lstm
+        x_TBG = self.linear(sequence_TBE, lstm.weight_ih_l0, lstm.bias_ih_l0 + lstm.bias_hh_l0)
+        return Loop.apply(x_TBG, lstm.weight_hh_l0.to(x_TBG.dtype))
 
 
 class OneDNN(torch.autograd.Function):

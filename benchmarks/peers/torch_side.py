@@ -29,6 +29,11 @@ class Side(PeerSide):
         self._read()
         return {"threads": torch.get_num_threads()}
 
+    def prepare(self, **asked) -> dict:
+        answer = super().prepare(**asked)
+        step = self._steps[asked["form"]]
+        return {**answer, "lstm_dtype": step.lstm_dtype()} if isinstance(step, Step) else answer
+
     def forget(self) -> dict:
         super().forget()
         torch.compiler.reset()

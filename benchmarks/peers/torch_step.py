@@ -79,6 +79,13 @@ class Step:
         parts = {name: sum(norms[id(param)] ** 2 for param in params) ** 0.5 for name, params in self._parts.items()}
         return {"loss": float(loss.detach()), "gradient": sum(norm ** 2 for norm in parts.values()) ** 0.5, **parts}
 
+    @torch.no_grad()
+    def lstm_dtype(self) -> str:
+        """What the LSTM computes in: cuDNN's in float16 under any autocast."""
+        with self._autocast():
+            image_BE = self._decoder.linear(torch.zeros_like(self._decoder.image_embedding[:1]), self._decoder.image_embedding, None)
+            return str(self._decoder.recur(image_BE[None]).dtype).removeprefix("torch.")
+
     def start(self) -> None:
         """From here on with chance: dropout and distortions, as in training."""
         if isinstance(self._chance, float):
@@ -109,12 +116,15 @@ class Step:
         return loss.detach()
 
     def _eager_loss(self, tokens_BT1: Tensor, index_B: Tensor, chance: Tensor | float) -> Tensor:
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
+        with self._autocast():
             with torch.no_grad() if self._kind != "joint" else contextlib.nullcontext():
                 features_BF = self._features(index_B, chance)
             if self._kind == "joint":
                 features_BF = dropout(features_BF, self._described["feature_dropout"], chance)
             return self._decoder(features_BF, tokens_BT1, None if self._kind == "eval" else chance)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16)
 
     def _features(self, index_B: Tensor, chance: Tensor | float) -> Tensor:
         if self._kind == "cached":
