@@ -154,6 +154,18 @@ def test_what_does_not_agree_is_not_timed(tmp_path, monkeypatch, capsys):
     assert "channels_last: does not agree with jaxcap: loss by 2.5e-02" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_what_is_not_finite_ends_one_form_alone(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(comparison, "Child", Scripted)
+    monkeypatch.setattr(Scripted, "found", {**Scripted.found, "fused": number})
+    path = tmp_path / "peers.json"
+    assert peers.main(["--kinds", "frozen", "cached", "--forms", "fused", "eager", "--json", str(path)]) == 1
+    results = json.loads(path.read_text("utf-8"), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))["results"]
+    assert [(r["kind"], r["form"], "ms" in r) for r in results] == [
+        (kind, form, form == "eager") for kind in ("frozen", "cached") for form in ("fused", "eager")]
+    assert results[0]["found"] == {"loss": str(number), "gradient": 1.0} and "loss by inf" in results[0]["error"]
+
+
 def test_an_lstm_in_another_dtype_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(comparison, "Child", Scripted)
     path = tmp_path / "peers.json"

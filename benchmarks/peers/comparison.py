@@ -86,7 +86,7 @@ class Comparison:
             wrong = disagreement(apart(found, reference), "float32")
         results = []
         for form in forms:
-            result = {"kind": kind, "batch": batch, "dtype": self._dtype, "form": form, "reference": reference,
+            result = {"kind": kind, "batch": batch, "dtype": self._dtype, "form": form, "reference": _json(reference),
                       "jaxcap_ready_s": jaxcap_ready_s, "jaxcap_steps_per_dispatch": together}
             try:
                 result |= self._check(kind, batch, form, limit_s, reference, arithmetic, wrong)
@@ -103,7 +103,7 @@ class Comparison:
         answer = self._peer.ask("prepare", kind=kind, batch=batch, form=form, limit_s=limit_s)
         errors = apart(answer["found"], reference)
         gradients = [error for name, error in errors.items() if name != "loss"]
-        result = {"found": answer["found"], "peer_ready_s": answer["ready_s"], "loss_apart": _finite(errors["loss"]),
+        result = {"found": _json(answer["found"]), "peer_ready_s": answer["ready_s"], "loss_apart": _finite(errors["loss"]),
                   "gradient_apart": _finite(max(gradients)) if gradients else None}
         if "lstm_dtype" in answer:
             result["peer_lstm_dtype"] = answer["lstm_dtype"]
@@ -133,6 +133,11 @@ class Comparison:
             for what in ("ms", "cpu_ms"):
                 jaxcap, other = ([turn[what] for turn in times[side]] for side in ("", result["form"]))
                 result[what] = {"jaxcap": jaxcap, "peer": other, "ratio": pair_by_pair(jaxcap, other)}
+
+
+def _json(found: dict[str, float]) -> dict[str, float | str]:
+    """What was computed as JSON can say it: "nan" and "inf" in words."""
+    return {name: number if math.isfinite(number) else str(number) for name, number in found.items()}
 
 
 def _finite(number: float) -> float:
