@@ -135,8 +135,9 @@ def test_the_comparison_goes_turn_by_turn(tmp_path, monkeypatch, capsys):
     path = tmp_path / "peers.json"
     assert peers.main(["--kinds", "frozen", "--forms", "eager", "fused", "sparse", "--turns", "3", "--json", str(path)]) == 0
     timed = [form or side for side, do, form in Scripted.asked if do == "time"]
-    assert timed[:6] == ["jaxcap"] * 2 + ["eager"] * 2 + ["fused"] * 2  # warm-up
-    assert timed[6:] == ["jaxcap", "eager", "fused", "eager", "fused", "jaxcap", "fused", "jaxcap", "eager"]
+    for form, asked in (("eager", timed[:10]), ("fused", timed[10:])):
+        assert asked[:4] == ["jaxcap"] * 2 + [form] * 2  # warm-up
+        assert asked[4:] == ["jaxcap", form, form, "jaxcap", "jaxcap", form]
     assert [do for _, do, _ in Scripted.asked[-2:]] == ["close", "close"]
     eager, fused, sparse = json.loads(path.read_text("utf-8"))["results"]
     assert eager["ms"]["ratio"]["turns"] == [2.0] * 3 and fused["ms"]["ratio"]["median"] == 0.5 and "ms" not in sparse
@@ -144,6 +145,44 @@ def test_the_comparison_goes_turn_by_turn(tmp_path, monkeypatch, capsys):
     output = capsys.readouterr().out
     assert "eager (best)" in output and "frozen, batch 8, sparse: TimeoutError: not ready within 300 s" in output
     assert "jaxcap takes 2.00 times as long as PyTorch's best form, eager" in output
+
+
+@pytest.mark.parametrize("last", [("torch", "prepare", "fused"), ("torch", "time", "fused")])
+def test_a_run_that_is_ended_leaves_every_turn(tmp_path, monkeypatch, last):
+    ask, fused = Scripted.ask, []
+
+    def ended(child, do, **arguments):
+        if (child.side, do, arguments.get("form", "")) == last:
+            fused.append(do)
+            if do == "prepare" or len(fused) == 5:  # two of those were warm-up
+                raise SystemExit(143)
+        return ask(child, do, **arguments)
+
+    monkeypatch.setattr(Scripted, "ask", ended)
+    monkeypatch.setattr(comparison, "Child", Scripted)
+    path = tmp_path / "peers.json"
+    with pytest.raises(SystemExit):
+        peers.main(["--kinds", "frozen", "--forms", "eager", "fused", "channels_last", "--turns", "5", "--json", str(path)])
+    partial = json.loads((tmp_path / "peers.json.partial").read_text("utf-8"))
+    assert [r["form"] for r in partial["results"]] == ["eager", "fused", "channels_last"]
+    assert [len(r["ms"]["ratio"]["turns"]) if "ms" in r else 0 for r in partial["results"]] == [5, 2 if "time" in last else 0, 0]
+    assert [row[4] for row in partial["table"][1:]] == ["10.0", "40.0" if "time" in last else "–", "–"]
+
+
+def test_after_a_form_that_failed_the_next_one_has_a_new_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "Child", Scripted)
+    monkeypatch.setattr(Scripted, "asked", [])
+    assert peers.main(["--kinds", "joint", "cached", "--forms", "sparse", "eager"]) == 0
+    asked = [do for side, do, form in Scripted.asked if side == "torch"]
+    once = ["prepare", "close", "hello", "settings", "prepare"]
+    assert [do for do in asked if do != "time"] == ["hello", "settings", *once, "forget", *once, "forget", "close"]
+
+
+def test_kinds_are_compared_in_the_order_given(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "Child", Scripted)
+    path = tmp_path / "peers.json"
+    assert peers.main(["--kinds", "joint", "cached", "frozen", "--forms", "eager", "--json", str(path)]) == 0
+    assert [r["kind"] for r in json.loads(path.read_text("utf-8"))["results"]] == ["joint", "cached", "frozen"]
 
 
 def test_what_does_not_agree_is_not_timed(tmp_path, monkeypatch, capsys):

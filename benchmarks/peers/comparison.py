@@ -1,10 +1,12 @@
 """The two children, what is asked of them in which order, and what is made of the answers. Imports neither library."""
 
+import functools
 import math
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.peers.child import Child
 
@@ -40,6 +42,10 @@ def pair_by_pair(jaxcap: Sequence[float], peer: Sequence[float]) -> dict:
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios), "turns": ratios}
 
 
+class FormError(Exception):
+    """What went wrong in a form of the peer's step, in the words of its library."""
+
+
 class Comparison:
     """Both children with the same captioner, ready to measure. Raises `UserError` as they do.
 
@@ -48,7 +54,8 @@ class Comparison:
 
     def __init__(self, directory: Path, *, peer: str, jaxcap_python: str, peer_python: str, tiny: bool, dtype: str):
         self._directory, self._dtype = directory, dtype
-        self._peer, self._jaxcap = Child(peer, peer_python, directory, {}), None
+        self._peer_process = peer, peer_python, directory, {}
+        self._peer, self._jaxcap = Child(*self._peer_process), None
         try:
             library = self._peer.ask("hello")  # first, for it is the one that may be missing
             self._jaxcap = Child("jaxcap", jaxcap_python, directory, {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
@@ -68,10 +75,11 @@ class Comparison:
             child.close()
 
     def measure(self, kind: str, batch: int, forms: list[str], *, turns: int, turn_s: float, limit_s: int,
-                say: Callable[[str], None]) -> list[dict]:
-        """A JSON object a form: whether it agrees with jaxcap and, if so, the times of all turns.
+                say: Callable[[str], None]) -> Iterator[list[dict]]:
+        """Yields, whenever more is known, a JSON object a form: whether it agrees with jaxcap and, if so, the times of all turns.
 
-        Raises `RuntimeError` where jaxcap's own step cannot be taken.
+        A form takes its turns with jaxcap as soon as it is ready: one that compiles for long, or fails, leaves the others' times
+        alone. Raises `RuntimeError` where jaxcap's own step cannot be taken.
         """
         say(f"{kind}, batch {batch}: what jaxcap computes …")
         reference = self._jaxcap.ask("agree", kind=kind, batch=batch)
@@ -84,23 +92,27 @@ class Comparison:
         if arithmetic != "float32":  # whatever is timed, in full float32 both are the same
             found = self._peer.ask("agree", kind=kind, batch=batch)
             wrong = disagreement(apart(found, reference), "float32")
-        results = []
-        for form in forms:
-            result = {"kind": kind, "batch": batch, "dtype": self._dtype, "form": form, "reference": _json(reference),
-                      "jaxcap_ready_s": jaxcap_ready_s, "jaxcap_steps_per_dispatch": together}
+        results = [{"kind": kind, "batch": batch, "dtype": self._dtype, "form": form, "reference": _json(reference),
+                    "jaxcap_ready_s": jaxcap_ready_s, "jaxcap_steps_per_dispatch": together} for form in forms]
+        for result in results:
+            yield results
             try:
-                result |= self._check(kind, batch, form, limit_s, reference, arithmetic, wrong)
-            except RuntimeError as error:
+                result |= self._check(kind, batch, result["form"], limit_s, reference, arithmetic, wrong)
+                say(f"  {result['form']}: {result.get('error') or 'agrees, ready in {:.1f} s'.format(result['peer_ready_s'])}")
+                yield results
+                if "error" not in result:
+                    for _ in self._time(result, turns, turn_s):
+                        yield results
+                self._peer.ask("forget")
+            except FormError as error:
                 result["error"] = str(error)
-            say(f"  {form}: {result.get('error') or 'agrees, ready in {:.1f} s'.format(result['peer_ready_s'])}")
-            results.append(result)
-        self._time([result for result in results if "error" not in result], turns, turn_s)
-        self._peer.ask("forget")
+                say(f"  {result['form']}: {error}")
+                self._renew_peer()
+        yield results
         (self._directory / f"{kind}-{batch}.npz").unlink()
-        return results
 
     def _check(self, kind: str, batch: int, form: str, limit_s: int, reference: dict, arithmetic: str, wrong: str) -> dict:
-        answer = self._peer.ask("prepare", kind=kind, batch=batch, form=form, limit_s=limit_s)
+        answer = self._ask_form("prepare", kind=kind, batch=batch, form=form, limit_s=limit_s)
         errors = apart(answer["found"], reference)
         gradients = [error for name, error in errors.items() if name != "loss"]
         result = {"found": _json(answer["found"]), "peer_ready_s": answer["ready_s"], "loss_apart": _finite(errors["loss"]),
@@ -111,28 +123,37 @@ class Comparison:
             result["error"] = f"does not agree with jaxcap: {wrong}"
         return result
 
-    def _time(self, results: list[dict], turns: int, turn_s: float) -> None:
-        """Times jaxcap and all forms one after the other, again and again; every turn begins with the next one."""
-        if not results:
-            return
-
-        def take(side: str, calls: int) -> dict:
-            return self._peer.ask("time", form=side, calls=calls) if side else self._jaxcap.ask("time", calls=calls)
-
-        times, calls = {side: [] for side in ("", *(result["form"] for result in results))}, {}  # "" is jaxcap
-        for side in times:
-            take(side, 1)
-            calls[side] = max(round(1000 * turn_s / take(side, 1)["ms"]), 1)
-        sides = list(times)
+    def _time(self, result: dict, turns: int, turn_s: float) -> Iterator[None]:
+        """Times jaxcap and the result's form one after the other, again and again, and yields after every turn; each begins with
+        the side that ended the one before."""
+        ask = {"jaxcap": functools.partial(self._jaxcap.ask, "time"),
+               "peer": functools.partial(self._ask_form, "time", form=result["form"])}
+        calls = {}
+        for side in ask:
+            ask[side](calls=1)
+            calls[side] = max(round(1000 * turn_s / ask[side](calls=1)["ms"]), 1)
+        result["steps_per_turn"] = calls
+        times = {side: [] for side in ask}
         for turn in range(turns):
-            first = turn % len(sides)
-            for side in sides[first:] + sides[:first]:
-                times[side].append(take(side, calls[side]))
-        for result in results:
-            result["steps_per_turn"] = {"jaxcap": calls[""], "peer": calls[result["form"]]}
+            for side in reversed(ask) if turn % 2 else ask:
+                times[side].append(ask[side](calls=calls[side]))
             for what in ("ms", "cpu_ms"):
-                jaxcap, other = ([turn[what] for turn in times[side]] for side in ("", result["form"]))
-                result[what] = {"jaxcap": jaxcap, "peer": other, "ratio": pair_by_pair(jaxcap, other)}
+                found = {side: [time[what] for time in times[side]] for side in ask}
+                result[what] = {**found, "ratio": pair_by_pair(**found)}
+            yield
+
+    def _ask_form(self, do: str, **arguments: Any) -> dict:
+        try:
+            return self._peer.ask(do, **arguments)
+        except RuntimeError as error:
+            raise FormError(str(error)) from error
+
+    def _renew_peer(self) -> None:
+        """Gives the peer a new process: a form that failed may have ended the old one, or left its device without memory."""
+        self._peer.close()
+        self._peer = Child(*self._peer_process)
+        self._peer.ask("hello")
+        self._peer.ask("settings", platform=self.platform)
 
 
 def _json(found: dict[str, float]) -> dict[str, float | str]:
