@@ -144,7 +144,10 @@ def test_the_comparison_goes_turn_by_turn(tmp_path, monkeypatch, capsys):
     assert eager["steps_per_turn"] == {"jaxcap": 25, "peer": 50} and eager["loss_apart"] == eager["gradient_apart"] == 0.0
     output = capsys.readouterr().out
     assert "eager (best)" in output and "frozen, batch 8, sparse: TimeoutError: not ready within 300 s" in output
-    assert "jaxcap takes 2.00 times as long as PyTorch's best form, eager" in output
+    ran = "jaxcap takes 2.00 times as long as PyTorch's best form of those that ran, eager (sparse failed: TimeoutError: not ready within"
+    assert ran in output and ran in json.loads(path.read_text("utf-8"))["verdicts"][0]
+    assert peers.main(["--kinds", "frozen", "--forms", "eager", "fused"]) == 0
+    assert "jaxcap takes 2.00 times as long as PyTorch's best form, eager; ready" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("last", [("torch", "prepare", "fused"), ("torch", "time", "fused")])
@@ -166,6 +169,8 @@ def test_a_run_that_is_ended_leaves_every_turn(tmp_path, monkeypatch, last):
     partial = json.loads((tmp_path / "peers.json.partial").read_text("utf-8"))
     assert [r["form"] for r in partial["results"]] == ["eager", "fused", "channels_last"]
     assert [len(r["ms"]["ratio"]["turns"]) if "ms" in r else 0 for r in partial["results"]] == [5, 2 if "time" in last else 0, 0]
+    assert "channels_last was not timed" in partial["verdicts"][0]
+    assert ("fused was not timed" in partial["verdicts"][0]) == ("prepare" in last)
     assert [row[4] for row in partial["table"][1:]] == ["10.0", "40.0" if "time" in last else "–", "–"]
 
 

@@ -73,10 +73,19 @@ def heading(about: dict, machine: dict, dtype: str) -> str:
         *(cached if about["compilation_cache"] else [])])
 
 
-def verdict(r: dict, peer: str) -> str:
-    ratio = r["ms"]["ratio"]["median"]
-    return (f"{r['kind']}, batch {r['batch']}: jaxcap takes {ratio:.2f} times as long as {peer}'s best form, {r['form']}; "
-            f"ready to step after {short(r['jaxcap_ready_s'], ' s')}, {peer} after {short(r['peer_ready_s'], ' s')}")
+def verdicts(results: list[dict], peer: str) -> list[str]:
+    """A line for every kind and batch, which also says what has no time: the form that is missing might be the best."""
+    return [_verdict(r, peer, [other for other in results if (other["kind"], other["batch"]) == (r["kind"], r["batch"])
+                               and not is_timed(other)]) for r in best(results)]
+
+
+def _verdict(r: dict, peer: str, missing: list[dict]) -> str:
+    of_those, why = "", ""
+    if missing:
+        reasons = [f"{m['form']} failed: {m['error']}" if "error" in m else f"{m['form']} was not timed" for m in missing]
+        of_those, why = " of those that ran", f" ({'; '.join(reasons)})"
+    return (f"{r['kind']}, batch {r['batch']}: jaxcap takes {r['ms']['ratio']['median']:.2f} times as long as {peer}'s best form{of_those}, "
+            f"{r['form']}{why}; ready to step after {short(r['jaxcap_ready_s'], ' s')}, {peer} after {short(r['peer_ready_s'], ' s')}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -130,6 +139,11 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # this process only asks what the device is
     file = timing.ResultFile(arguments.json, f"peers {arguments.peer} {arguments.dtype}")
     machine, results = file.result["machine"], file.result["results"]
+
+    def save(finished: bool = False) -> None:
+        file.result["verdicts"] = verdicts(results, peer)
+        file.save(rows(results, peer), finished=finished)
+
     timing.calm_torch(machine)
     with tempfile.TemporaryDirectory(prefix="jaxcap-peers-") as directory:
         both = Comparison(Path(directory), peer=arguments.peer, jaxcap_python=arguments.jaxcap_python,
@@ -147,10 +161,10 @@ def main(argv: list[str] | None = None) -> int:
                         for found in both.measure(kind, batch, tried, turns=arguments.turns, turn_s=arguments.turn_s,
                                                   limit_s=arguments.limit, say=_say):
                             results[before:] = found
-                            file.save(rows(results, peer))
+                            save()
                     except RuntimeError as error:  # above all: more than fits into the device's memory
                         results.append({"kind": kind, "batch": batch, "form": "–", "error": str(error)})
-                        file.save(rows(results, peer))
+                        save()
         finally:
             both.close()
     if not results:
@@ -164,8 +178,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{_OTHER_DTYPE} {peer}'s own LSTM computes in {dtype} there, whatever --dtype says")
     for line in [f"{r['kind']}, batch {r['batch']}, {r['form']}: {r['error']}" for r in results if "error" in r]:
         print(line)
-    print("\n".join(verdict(result, peer) for result in best(results)))
-    file.save(rows(results, peer), finished=True)
+    print("\n".join(verdicts(results, peer)))
+    save(finished=True)
     return 0 if file.result["ok"] else 1
 
 
