@@ -17,8 +17,6 @@ from jaxcap.errors import UserError, run_command
 
 CACHED = {BEAM, *(name for name, kind in KINDS.items() if kind.cached)}  # these skip the CNN
 
-_OTHER_DTYPE = "†"
-
 
 def best(results: list[dict]) -> list[dict]:
     """Of every kind and batch the peer's form that took the least of jaxcap's time beside it: forms have turns of their own."""
@@ -39,7 +37,8 @@ def rows(results: list[dict], peer: str) -> list[list[str]]:
               "loss apart", "gradient apart", "ready in"]]
     chosen = best(results)
     for r in results:
-        form = r["form"] + (f" {_OTHER_DTYPE}" if _other_dtype(r) else "") + (" (best)" if r in chosen else "")
+        lstm = r.get("peer_lstm_dtype", r.get("dtype"))
+        form = r["form"] + (f", LSTM in {lstm}" if lstm != r.get("dtype") else "") + (" (best)" if r in chosen else "")
         start = [r["kind"] + (" *" if r["kind"] in CACHED else ""), form, str(r["batch"])]
         times = ["–", "failed" if "error" in r else "–", "–", "–", "–"]
         if is_timed(r):
@@ -49,12 +48,6 @@ def rows(results: list[dict], peer: str) -> list[list[str]]:
         errors = ["–" if r.get(key) is None else f"{r[key]:.1e}" for key in ("loss_apart", "gradient_apart")]
         lines.append([*start, *times, *errors, short(r.get("peer_ready_s"), " s")])
     return lines
-
-
-def _other_dtype(r: dict) -> str:
-    """The dtype of the peer's LSTM where it is not that of the comparison."""
-    lstm = r.get("peer_lstm_dtype", "")
-    return lstm if lstm != r.get("dtype") else ""
 
 
 def heading(about: dict, machine: dict, dtype: str) -> str:
@@ -84,8 +77,9 @@ def _verdict(r: dict, peer: str, missing: list[dict]) -> str:
     if missing:
         reasons = [f"{m['form']} failed: {m['error']}" if "error" in m else f"{m['form']} was not timed" for m in missing]
         of_those, why = " of those that ran", f" ({'; '.join(reasons)})"
-    return (f"{r['kind']}, batch {r['batch']}: jaxcap takes {r['ms']['ratio']['median']:.2f} times as long as {peer}'s best form{of_those}, "
-            f"{r['form']}{why}; ready to step after {short(r['jaxcap_ready_s'], ' s')}, {peer} after {short(r['peer_ready_s'], ' s')}")
+    return (f"{r['kind']}, batch {r['batch']}: jaxcap takes {r['ms']['ratio']['median']:.2f} times as long as {peer}'s best form"
+            f"{of_those}, {r['form']}{why}; ready to step after {short(r['jaxcap_ready_s'], ' s')}, {peer} after "
+            f"{short(r['peer_ready_s'], ' s')}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -117,7 +111,8 @@ def parser() -> argparse.ArgumentParser:
                         help="forms of the peer's step; KIND:FORM is for that kind alone (default: those worth trying there)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                         help="of the arithmetic; bfloat16 is autocast in PyTorch, where what does not learn is rounded once, and "
-                             "mixed_bfloat16 in Keras; float32 may be TF32 on a GPU, in both")
+                             "mixed_bfloat16 in Keras; float32 may be TF32 on a GPU, in both. cuDNN's LSTM is float16 under "
+                             "PyTorch's autocast: the table says so")
     parser.add_argument("--turns", type=timing.count, default=5, metavar="N", help="timings of each (default: 5)")
     parser.add_argument("--turn-s", type=timing.amount, default=timing.REPEAT_S, metavar="S",
                         help=f"seconds that a turn is to take, at least one step (default: {timing.REPEAT_S})")
@@ -174,8 +169,6 @@ def main(argv: list[str] | None = None) -> int:
     print("\n" + timing.table(rows(results, peer)))
     if CACHED & set(arguments.kinds):
         print("* skips the CNN in both: its photos' features were computed before")
-    for dtype in sorted(set(filter(None, map(_other_dtype, results)))):
-        print(f"{_OTHER_DTYPE} {peer}'s own LSTM computes in {dtype} there, whatever --dtype says")
     for line in [f"{r['kind']}, batch {r['batch']}, {r['form']}: {r['error']}" for r in results if "error" in r]:
         print(line)
     print("\n".join(verdicts(results, peer)))
