@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"--size must be at least 1, not {options.size}")
     if options.workers < 0:
         raise UserError(f"--workers must not be negative, not {options.workers}")
-    data = config.Data(name=options.dataset, label=_label(options), size=options.size, dir=options.data_dir)
+    data = _data(options)
     require_text(**{"--data-dir": places.data_dir(data)})
     path = places.find(data)
     if path.exists() and not options.force:
@@ -81,11 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _label(options: argparse.Namespace) -> str:
-    """What tells data sets of one name apart: a folder's label, COCO's splits where they are not the usual ones."""
-    if options.dataset == "coco":
-        return "" if options.splits == "karpathy" else options.splits
-    return getattr(options, "label", "")
+def _data(options: argparse.Namespace) -> config.Data:
+    """The data set that a command line names; COCO's splits are its label where they are not the usual ones."""
+    label = options.splits.replace("karpathy", "") if options.dataset == "coco" else getattr(options, "label", "")
+    return config.Data(name=options.dataset, label=label, size=options.size, dir=options.data_dir)
 
 
 def _announce(plan: Plan) -> None:

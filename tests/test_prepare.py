@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import shlex
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from jaxcap.data import photos, places, records, staging
 from jaxcap.errors import UserError
 
 COUNT = {"train": 40, "dev": 8}
+_PAGES = [page for page in sorted((Path(__file__).parents[1] / "configs").glob("*.py")) if page.stem != "shapes"]  # which is drawn
 
 
 @pytest.fixture
@@ -436,6 +438,21 @@ def test_what_is_not_prepared_says_how_to(data):
         records.open_split(data, "train")
     with pytest.raises(UserError, match="prepare folder --source DIR --captions FILE --label cats --size 64"):
         records.splits(config.Data(name="folder", label="cats", dir=data.dir))
+    with pytest.raises(UserError, match="data.name=folder needs data.label=NAME"):
+        records.splits(config.Data(name="folder", dir=data.dir))
+    with pytest.raises(UserError, match="prepares a data set coco-2017: with data.name=coco, data.label must be '' or 'im2txt', not '2017'"):
+        records.splits(config.Data(name="coco", label="2017", dir=data.dir))
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.stem)
+def test_the_suggested_command_prepares_what_a_shipped_page_lacks(page, tmp_path):
+    where = tmp_path / "all my data"
+    wanted = config.load(str(page), ["start=runs/one", f"data.dir={where}"]).data
+    with pytest.raises(UserError) as error:
+        records.open_split(wanted, wanted.train)
+    command = shlex.split(str(error.value).partition("python -m jaxcap.prepare ")[2])
+    options = prepare._parser().parse_args(command)
+    assert prepare._data(options) == config.Data(name=wanted.name, label=wanted.label, size=wanted.size, dir=str(where))
 
 
 def test_splits_that_do_not_exist(source, data):

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import secrets
+import shlex
 import shutil
 import threading
 from abc import abstractmethod
@@ -30,6 +31,7 @@ from jaxcap.data.places import builder_class, cannot_write, data_dir, dataset_na
 from jaxcap.errors import UserError
 
 _DRAWN = ("shapes",)  # made of code alone, so opening one prepares it
+_LABELS = {"flickr8k": ("",), "coco": ("", "im2txt")}  # what `prepare` makes; a folder's label is any
 _INDEX = ".index.json"
 _OPENING = threading.Lock()
 _SHARD_BYTES = 128 << 20  # pixels a file; a writer holds one such file's photos at a time
@@ -275,10 +277,22 @@ def _prepared(data: config.Data) -> Path:
         return path
     if data.name in _DRAWN:
         return builder_class(data.name)(data).prepare()
-    label = f" --captions FILE --label {data.label or 'NAME'}" if data.name == "folder" else ""
-    where = f" --data-dir {data.dir}" if data.dir else ""
+    where = f" --data-dir {shlex.quote(data.dir)}" if data.dir else ""
     raise UserError(f"data set {dataset_name(data)} is not prepared at size {data.size} in {data_dir(data)}; run: "
-                    f"python -m jaxcap.prepare {data.name} --source DIR{label} --size {data.size}{where}")
+                    f"python -m jaxcap.prepare {data.name} --source DIR{_label_option(data)} --size {data.size}{where}")
+
+
+def _label_option(data: config.Data) -> str:
+    """The options of `prepare` that make the data set of this label. Raises `UserError` if there are none."""
+    if data.name == "folder":
+        if not data.label:
+            raise UserError("data.name=folder needs data.label=NAME, the --label that python -m jaxcap.prepare folder was given")
+        return f" --captions FILE --label {data.label}"
+    if data.label not in _LABELS[data.name]:
+        offered = " or ".join(repr(label) for label in _LABELS[data.name])
+        raise UserError(f"no command prepares a data set {dataset_name(data)}: with data.name={data.name}, data.label must be {offered}, "
+                        f"not {data.label!r}")
+    return f" --splits {data.label}" if data.label else ""
 
 
 def _offered(path: Path) -> list[str]:
