@@ -234,9 +234,9 @@ def measure(run: runs.Run, configuration: configs.Config, devices: parallel.Para
             "colours": by_phase, "colours_of_first_references": people, "probe": probes}
 
 
-def write(directory: Path, split: str, measured: Mapping[str, Any]) -> Path:
-    """Writes `results/SPLIT.claims.json` and returns its path. Raises `UserError` if that is not possible."""
-    path = directory / "results" / f"{split}.claims.json"
+def write(directory: Path, name: str, measured: Mapping[str, Any]) -> Path:
+    """Writes `results/NAME.claims.json`, beside the captions of that name, and returns its path. Raises `UserError` if that is not possible."""
+    path = directory / "results" / f"{name}.claims.json"
     try:
         path.parent.mkdir(exist_ok=True)
         runs.write_json(path, measured)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxcap import config as configs
-from jaxcap import features, inference, java, metrics, options, parallel, progress, runs
+from jaxcap import features, inference, java, metrics, options, parallel, progress, runs, settings
 from jaxcap.captioner import Captioner
 from jaxcap.data import records, scenes
 from jaxcap.data.records import Split
@@ -89,29 +89,31 @@ def full_scores(evaluator: Evaluator, captions: dict[str, Caption], train_captio
     return {**evaluator.scores(captions), "in_train": metrics.novelty(texts, train_captions, tokenize), **metrics.variety(texts, tokenize)}
 
 
-def write_results(directory: Path, split: str, captions: dict[str, Caption], scores: dict, photos: dict) -> None:
-    """Writes `results/<split>.json` (COCO's result format) and `results/<split>.scores.json` (all and per photo)."""
+def write_results(directory: Path, name: str, captions: dict[str, Caption], scores: dict, photos: dict) -> None:
+    """Writes `results/<name>.json` (COCO's result format) and `results/<name>.scores.json` (all and per photo)."""
     results = directory / "results"
     number = int if all(i.isdecimal() for i in captions) else str  # COCO's tools want COCO's ids as numbers
     try:
         results.mkdir(exist_ok=True)
-        runs.write_json(results / f"{split}.json",
+        runs.write_json(results / f"{name}.json",
                         [{"image_id": number(i), "caption": caption.text} for i, caption in captions.items()])
-        runs.write_json(results / f"{split}.scores.json", {**scores, "photos": photos})
+        runs.write_json(results / f"{name}.scores.json", {**scores, "photos": photos})
     except OSError as error:
         raise UserError(f"results cannot be written to {results}: {error.strerror or error}") from error
 
 
-def results_name(run: Path, split: str, others: Sequence[Path]) -> str:
-    """SPLIT+RUN2+RUN3, the split and the last parts of the other runs' paths; numbered where runs elsewhere left results under that name."""
-    first = name = "+".join([split, *(other.resolve().name for other in others)])
+def results_name(run: Path, split: str, others: Sequence[Path], changed: Sequence[str], search: dict) -> str:
+    """SPLIT+RUN2+RUN3.CHANGED, the split, the last parts of the other runs' paths and what is not as the run's own settings are
+    (`options.changed`); numbered where other runs or other words of `search` left results under that name."""
+    first = name = ".".join(filter(None, ("+".join([split, *(other.resolve().name for other in others)]), "-".join(changed))))
     number = 1
     while True:
         try:
-            there = json.loads((run / "results" / f"{name}.scores.json").read_text("utf-8"))["with"]
+            there = json.loads((run / "results" / f"{name}.scores.json").read_text("utf-8"))
+            same = [Path(other).resolve() for other in there["with"]] == [other.resolve() for other in others]
+            if same and (not changed or there["search"] == search):
+                return name
         except (OSError, ValueError, LookupError, TypeError):
-            return name
-        if [Path(other).resolve() for other in there] == [other.resolve() for other in others]:
             return name
         number += 1
         name = f"{first}-{number}"
@@ -147,7 +149,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m jaxcap.evaluate", description="Captions every photo of a split and scores the captions.",
         epilog="Writes RUN/results/SPLIT.json (COCO result format) and RUN/results/SPLIT.scores.json, and prints the scores; "
-               "runs that write together leave theirs with the first one, as results/SPLIT+RUN2+RUN3.json. "
+               "runs that write together leave theirs with the first one, as results/SPLIT+RUN2+RUN3.json, and other settings "
+               "than the run's own have names of their own, as results/SPLIT.beam10-consensus.json. "
                "BLEU is coco-caption's to 1e-6, on a 0–100 scale; captions of a run with vocabulary.tokenizer=characters are "
                "scored by characters.")
     options.add(parser)
@@ -190,7 +193,8 @@ def main(argv: list[str] | None = None) -> int:
         scores[name], by_photo = metrics.with_java(name, texts, evaluator.references)
         for image_id, value in by_photo.items():
             photos[image_id][name] = value
-    name = results_name(arguments.run, arguments.split, arguments.others)
+    name = results_name(arguments.run, arguments.split, arguments.others,
+                        options.changed(arguments, run.config.search, configuration.search), settings.to_dict(configuration.search))
     print(table({name: scores}), flush=True)
     write_results(arguments.run, name, captions, scores, photos)
     print(f"captions and scores: {arguments.run / 'results' / name}.json and .scores.json")
@@ -198,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
         from jaxcap import claims  # it knows training, which knows this module
 
         measured = claims.measure(run, configuration, devices, split, texts)
-        path = claims.write(arguments.run, arguments.split, measured)
+        path = claims.write(arguments.run, name, measured)
         print(f"\n{claims.table(measured)}\nclaims: {path}")
     return 0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from jaxcap import config as configs
 from jaxcap import runs
 from jaxcap.errors import UserError
-from jaxcap.search_settings import MOST_REQUIRED
+from jaxcap.search_settings import MOST_REQUIRED, Search
 
 # Flags by the setting of `config.Search` that they stand for: its type, how its value is called, what it does.
 _SEARCH = {
@@ -72,6 +72,15 @@ def search(configuration: configs.Config, arguments: argparse.Namespace) -> conf
         if given.get(key) and not there:
             raise UserError(f"{_flag(key)} does nothing without {needed}; give both or neither")
     return configs.check(dataclasses.replace(configuration, search=settings))
+
+
+def changed(arguments: argparse.Namespace, own: Search, used: Search) -> list[str]:
+    """What the flags make other than the run's own settings, as parts of a file's name: ["step200", "beam10", "consensus"]."""
+    parts = [f"{key}{getattr(arguments, key)}" for key in ("step", "average") if getattr(arguments, key) is not None]
+    for key, value in dataclasses.asdict(used).items():
+        if value != getattr(own, key):
+            parts.append(key if value is True or isinstance(value, tuple) else f"no_{key}" if value is False else f"{key}{value}")
+    return parts
 
 
 def _flag(key: str) -> str:

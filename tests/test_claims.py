@@ -157,7 +157,7 @@ def test_claims_of_a_run(run, capsys):
     assert evaluate.main([str(run), "--claims", "--step", "16"]) == 0
     shown = capsys.readouterr().out
     assert "word for word in train" in shown and "linear probe" in shown
-    measured = json.loads((run / "results" / "val.claims.json").read_text("utf-8"))
+    measured = json.loads((run / "results" / "val.step16.claims.json").read_text("utf-8"))
     assert (measured["split"], measured["step"]) == ("val", 16)
     assert list(measured["colours"]) == ["decoder, step 4", "everything, step 16"]  # before and after fine-tuning
     assert list(measured["probe"]) == ["first weights (random)", "step 16"]
@@ -165,20 +165,20 @@ def test_claims_of_a_run(run, capsys):
     assert measured["familiarity"]["first_reference_in_train"] == 1
     for probe in measured["probe"].values():
         assert set(probe["words"]) == {"green", "red"} and 0 < probe["map"] <= 1
-    captions = {item["image_id"]: item["caption"] for item in json.loads((run / "results" / "val.json").read_text())}
+    captions = {item["image_id"]: item["caption"] for item in json.loads((run / "results" / "val.step16.json").read_text())}
     assert measured["colours"]["everything, step 16"]["named"] == sum(len(claims.colours_in(c)) for c in captions.values())
 
 
 def test_claims_of_an_encoder_that_was_not_trained_have_one_probe(run):
     assert evaluate.main([str(run), "--claims", "--step", "4"]) == 0
-    measured = json.loads((run / "results" / "val.claims.json").read_text("utf-8"))
+    measured = json.loads((run / "results" / "val.step4.claims.json").read_text("utf-8"))
     assert list(measured["probe"]) == ["step 4"] and list(measured["colours"]) == ["decoder, step 4"]
 
 
 def test_claims_are_measured_in_the_vocabularys_tokens(run, monkeypatch):
     monkeypatch.setattr(metrics, "tokenizer", lambda vocabulary: lambda text: ptb.tokenize(text).replace("red", "犬"))
     assert evaluate.main([str(run), "--claims", "--step", "4"]) == 0
-    measured = json.loads((run / "results" / "val.claims.json").read_text("utf-8"))
+    measured = json.loads((run / "results" / "val.step4.claims.json").read_text("utf-8"))
     assert set(measured["probe"]["step 4"]["words"]) == {"green", "犬"}
 
 
@@ -189,7 +189,7 @@ def test_claims_of_a_run_that_goes_on_from_another_begin_with_that_one(run, tmp_
         text = json.loads((run / "config.json").read_text("utf-8"))
         (further / "config.json").write_text(json.dumps(text | {"start": start}), encoding="utf-8")
         assert evaluate.main([str(further), "--claims", "--step", "16"]) == 0
-        measured = json.loads((further / "results" / "val.claims.json").read_text("utf-8"))
+        measured = json.loads((further / "results" / "val.step16.claims.json").read_text("utf-8"))
         assert list(measured["probe"]) == expected
         assert [name for name in measured["colours"] if name.startswith("start")] == expected[:-1]
 

@@ -26,8 +26,8 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
-from jaxcap import (caption, captioner, checkpoints, config, errors, evaluate, explain, features, feed, journal, parallel, prepare, runs,
-                    train, vocab)
+from jaxcap import (caption, captioner, checkpoints, config, errors, evaluate, explain, features, feed, inference, journal, parallel, prepare,
+                    runs, train, vocab)
 from jaxcap import step as steps
 from jaxcap.data import records
 from jaxcap.errors import UserError
@@ -289,6 +289,22 @@ def test_evaluate_scores_the_best_checkpoint_again(finished, capsys):
     assert len(after["photos"]) == 8
     with pytest.raises(UserError, match="no split 'test'"):
         evaluate.main([str(finished), "--split", "test"])
+
+
+def test_results_of_other_settings_leave_the_runs_own_alone(finished, tmp_path, monkeypatch, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
+    before = [(run / "results" / name).read_bytes() for name in ("val.json", "val.scores.json")]
+    monkeypatch.setattr(evaluate.Evaluator, "captions", lambda self, *_: {i: inference.Caption("a wall", 0.0) for i in self.split.image_ids})
+    for flags in (["--beam", "10", "--consensus"], ["--step", "4"], ["--average", "2", "--length-normalization", "0.7"],
+                  ["--forbid", "red"], ["--forbid", "blue"], ["--forbid", "red"]):
+        assert not evaluate.main([str(run), *flags])
+    assert f"captions and scores: {run / 'results' / 'val.beam10-consensus.json'} and .scores.json" in capsys.readouterr().out
+    assert [(run / "results" / name).read_bytes() for name in ("val.json", "val.scores.json")] == before
+    assert {path.name for path in (run / "results").glob("*.scores.json")} == {f"{name}.scores.json" for name in (
+        "val", "val.beam10-consensus", "val.step4", "val.average2-length_normalization0.7", "val.forbidden", "val.forbidden-2")}
+    assert json.loads((run / "results" / "val.forbidden-2.scores.json").read_text())["search"]["forbidden"] == ["blue"]
+    assert not evaluate.main([str(run), "--beam", "3"])  # the run's own
+    assert (run / "results" / "val.json").read_bytes() != before[0]
 
 
 def test_caption_takes_photos_of_any_kind_and_skips_damaged_ones(finished, tmp_path, capsys):
