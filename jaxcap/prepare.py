@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxcap import config
-from jaxcap.data import coco, flickr8k, folder, places, records
+from jaxcap.data import captions, coco, flickr8k, folder, places, records
 from jaxcap.data.staging import PhotoBuilder, Plan
 from jaxcap.errors import UserError, require_text, run_command
 
+_CAPTIONS = "captions.sha256"  # beside the records of a folder
 _SHOWN = 20  # skipped photos named on the terminal; all of them are in skipped.txt
 
 _DESCRIPTION = """\
@@ -69,13 +70,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"--workers must not be negative, not {options.workers}")
     data = _data(options)
     require_text(**{"--data-dir": places.data_dir(data)})
-    path = places.find(data)
+    path, made_of = places.find(data), _made_of(options)
     if path.exists() and not options.force:
+        _require_same(path, made_of)
         print(f"{places.dataset_name(data)} is already prepared at size {data.size} in {path} (--force does it anew)")
         return 0
     plan = options.plan(options)
     _announce(plan)
     builder = places.builder_class(data.name)(data, plan, options.workers)
+    builder.beside |= made_of
     builder.prepare(anew=options.force)
     _report(data, builder)
     return 0
@@ -87,10 +90,23 @@ def _data(options: argparse.Namespace) -> config.Data:
     return config.Data(name=options.dataset, label=label, size=options.size, dir=options.data_dir)
 
 
+def _made_of(options: argparse.Namespace) -> dict[str, str]:
+    """What lies beside a folder's records to tell its captions from others: file name → text, a line as sha256sum writes it."""
+    return {_CAPTIONS: f"{captions.digest(options.captions)}  {options.captions.absolute()}\n"} if options.dataset == "folder" else {}
+
+
+def _require_same(path: Path, made_of: dict[str, str]) -> None:
+    """Raises `UserError` where the data set in `path` was made from other captions; one that does not say from which is let be."""
+    if made_of and (path / _CAPTIONS).exists():
+        before, _, file = (path / _CAPTIONS).read_text("utf-8", "replace").rstrip("\n").partition("  ")
+        if before != made_of[_CAPTIONS].partition("  ")[0]:
+            raise UserError(f"{path} was made from other captions ({file}, as it was then); use --force to make it anew, or another --label")
+
+
 def _announce(plan: Plan) -> None:
     for split, photos in plan.splits.items():
-        captions = sum(len(photo.captions) for photo in photos)
-        print(f"{split}: {len(photos):,} photos, {captions:,} captions", flush=True)
+        written = sum(len(photo.captions) for photo in photos)
+        print(f"{split}: {len(photos):,} photos, {written:,} captions", flush=True)
 
 
 def _report(data: config.Data, builder: PhotoBuilder) -> None:

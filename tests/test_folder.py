@@ -120,6 +120,22 @@ def test_prepared_and_read_back(source, tmp_path, capsys):
     assert [int(split.image(i)[0, 0, 0]) for i in range(3)] == [0, 80, 40]
 
 
+def test_other_captions_under_the_same_label_are_refused(source, tmp_path, capsys):
+    file, data = written(tmp_path, "first.csv", as_csv()), config.Data(name="folder", label="pets", size=8, dir=str(tmp_path / "data"))
+    arguments = ["folder", "--source", str(source), "--label", "pets", "--size", "8", "--data-dir", data.dir, "--captions"]
+    assert prepare.main([*arguments, str(file)]) == 0
+    path = places.prepared_path(data)
+    assert prepare.main([*arguments, str(written(tmp_path, "copy.csv", as_csv()))]) == 0  # the same in another place
+    other = written(tmp_path, "second.csv", as_csv().replace("a dog", "a hound"))
+    with pytest.raises(UserError, match=f"pets/8/1.0.0 was made from other captions .{file}, as .* --force .* another --label"):
+        prepare.main([*arguments, str(other)])
+    assert records.open_split(data, "train").captions[0][1] == "a dog"
+    (path / "captions.sha256").rename(tmp_path / "aside")  # as data sets were before: nothing is known of their captions
+    assert prepare.main([*arguments, str(other)]) == 0 and "already prepared" in capsys.readouterr().out.splitlines()[-1]
+    assert prepare.main([*arguments, str(other), "--force"]) == 0
+    assert records.open_split(data, "train").captions[0][1] == "a hound" and str(other) in (path / "captions.sha256").read_text()
+
+
 def test_a_split_by_hash_is_stable_and_has_the_shares(tmp_path):
     names = [f"{i:04d}.jpg" for i in range(2000)]
     root = tmp_path / "many"

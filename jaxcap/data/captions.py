@@ -1,6 +1,7 @@
 """Caption files in the formats that people have them in: Karpathy JSON, COCO JSON, JSON Lines, CSV."""
 
 import csv
+import hashlib
 import io
 import json
 import zipfile
@@ -49,6 +50,11 @@ def read(path: Path) -> list[Entry]:
     if not any(entry.captions for entry in merged):
         raise UserError(f"caption file {path} names {len(merged)} photos but holds no caption")
     return merged
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a caption file. Raises `UserError` if it cannot be read."""
+    return hashlib.sha256(_bytes(path)).hexdigest()
 
 
 def read_json(path: Path, member: str = ""):
@@ -211,12 +217,17 @@ def _clean(captions: Iterable[str]) -> tuple[str, ...]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("utf-8-sig").replace("\r\n", "\n")
-    except FileNotFoundError:
-        raise UserError(f"there is no caption file {path}") from None
+        return _bytes(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         where = f"{error.reason} at byte {error.start}"
         raise UserError(f"caption file {path} is not UTF-8 ({where}); save it as UTF-8") from None
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"there is no caption file {path}") from None
     except OSError as error:
         raise UserError(f"caption file {path} cannot be read: {error.strerror or error}") from None
 
