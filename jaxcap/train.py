@@ -73,6 +73,8 @@ def train(configuration: Config, directory: Path, *, resume: bool = False) -> in
     session = Session(configuration, directory, devices, own, captioner, train_split, val_split, examples, evaluator,
                       keeper, log, stop)
     log.say(introduction(session, vocabulary, state, position["step"]))
+    for line in warm_throughout(configuration, lengths):
+        log.say(line)
     try:
         with stop.listen():
             for number in range(position["phase"], len(configuration.phases)):
@@ -213,6 +215,13 @@ def introduction(session: Session, vocabulary: vocab.Vocab, state: TrainState, r
         f"run directory: {session.directory}",
     ]
     return "\n".join(lines + ([f"resumed at step {resumed_at}"] if resumed_at else []))
+
+
+def warm_throughout(config: Config, lengths: list[int]) -> list[str]:
+    """A line for every phase of so few steps that its learning rate only rises."""
+    return [f"beware: phase {phase.name} ends with step {steps:,} of warmup_steps={phase.optim.warmup_steps:,}: its learning rate never "
+            f"reaches {phase.optim.learning_rate:g}; set phases.{i}.optim.warmup_steps lower or phases.{i}.{'epochs' if phase.epochs else 'steps'} higher"
+            for i, (phase, steps) in enumerate(zip(config.phases, lengths)) if 0 < phase.optim.warmup_steps >= steps]
 
 
 def located(config: Config) -> dict[str, str]:

@@ -271,6 +271,23 @@ def test_a_loss_that_is_not_a_number_stops_and_says_where(data, tmp_path):
     assert kept and max(kept) < step
 
 
+def test_a_phase_inside_its_warm_up_is_said_before_it_trains(data, tmp_path, monkeypatch):
+    said = []
+
+    def enough(*_):
+        raise UserError("enough")
+
+    monkeypatch.setattr(journal.Journal, "say", lambda self, text: said.append(text))
+    monkeypatch.setattr(train, "run_phase", enough)
+    with pytest.raises(UserError, match="enough"):
+        train.main([*settings(data), "phases.0.optim.warmup_steps=12", "--run-dir", str(tmp_path / "run")])
+    assert said[1:] == ["beware: phase decoder ends with step 12 of warmup_steps=12: its learning rate never reaches 0.03; "
+                        "set phases.0.optim.warmup_steps lower or phases.0.steps higher"]
+    longer = [f"phases.0.{key}" for key in ("steps=0", "epochs=3", "optim.warmup_steps=12")]
+    assert train.warm_throughout(config.load(settings(data)[0], longer), [13]) == []
+    assert "or phases.0.epochs higher" in train.warm_throughout(config.load(settings(data)[0], longer), [3])[0]
+
+
 def test_a_gradient_that_is_not_a_number_is_named(finished):
     keeper = types.SimpleNamespace(steps=lambda: [])
     norms = {"encoder": 1.0, "decoder/lstm_kernel": float("nan"), "decoder/lstm_bias": float("inf")}
