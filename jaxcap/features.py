@@ -1,4 +1,4 @@
-"""Features of a frozen encoder, computed once and kept beside the data under a key of weights and preprocessing."""
+"""Features of a frozen encoder, computed once and kept, beside the data where that can be written, under a key of weights and preprocessing."""
 
 import contextlib
 import dataclasses
@@ -72,7 +72,10 @@ def photo_batches(split: Split, batch_size: int, start: int = 0) -> Iterator[tup
 
 
 def cache_path(split: Split, configuration: configs.Config, params: PyTree, batch_stats: PyTree, views: int = 1) -> Path:
-    """Where features lie: the name changes when weights, preprocessing, arithmetic or photos do."""
+    """Where features lie, or will: the name changes when weights, preprocessing, arithmetic or photos do.
+
+    They lie beside the photos, or in ~/.cache/jaxcap/features where that place may only be read.
+    """
     encoder_config = configuration.encoder
     digest = hashlib.blake2b(digest_size=12)
     digest.update(json.dumps([encoder_config.name, configs.encoder_size(configuration), encoder_config.scaling,
@@ -82,7 +85,11 @@ def cache_path(split: Split, configuration: configs.Config, params: PyTree, batc
     for path, leaf in jax.tree_util.tree_leaves_with_path((params["encoder"], batch_stats)):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.asarray(leaf).tobytes())
-    return split.path / "features" / f"{split.name}-{encoder_config.name}-{digest.hexdigest()}.npy"
+    name = f"{split.name}-{encoder_config.name}-{digest.hexdigest()}.npy"
+    beside = split.path / "features" / name
+    own = Path("~/.cache/jaxcap/features").expanduser().joinpath(*split.path.parts[-3:], name)  # data set, size, version
+    writable = os.access(beside.parent if beside.parent.exists() else split.path, os.W_OK | os.X_OK)
+    return next((path for path in (beside, own) if path.exists()), beside if writable else own)
 
 
 def _kind(configuration: configs.Config) -> str:
@@ -106,7 +113,7 @@ def cached(split: Split, configuration: configs.Config, captioner: Captioner, pa
     """
     path = cache_path(split, configuration, params, batch_stats, views)
     try:
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(path):
             if not path.exists():
                 _compute(path, split, configuration, captioner, params, batch_stats, parallel, batch_size, views, stopped)

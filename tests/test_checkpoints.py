@@ -176,6 +176,25 @@ def test_features_are_computed_anew_where_what_was_left_of_them_does_not_fit(spl
     np.testing.assert_array_equal(take(), expected)
 
 
+def test_features_of_data_that_may_only_be_read_are_cached_for_oneself(split, tmp_path, monkeypatch):
+    configuration = config.load(None, ["data.size=32", f"data.dir={split.path.parents[2]}"])
+    model = captioner.build(configuration, 10)
+    params, batch_stats = jax.jit(model.init, static_argnums=1)(jax.random.PRNGKey(0), 32)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(features, "_compute", lambda path, *_: np.save(path, np.zeros((40, 1, 320), np.float32)))
+    take = functools.partial(features.cached, split, configuration, model, params, batch_stats, parallel.Parallel(), batch_size=16)
+    with monkeypatch.context() as patch:  # as for anyone but root
+        patch.setattr(features.os, "access", lambda path, mode: not mode & os.W_OK)
+        assert len(take()) == len(features.find(split, configuration, params, batch_stats)) == 40
+    (path,) = (tmp_path / ".cache" / "jaxcap" / "features").joinpath(*split.path.parts[-3:]).iterdir()
+    assert not (split.path / "features").exists() and path == features.cache_path(split, configuration, params, batch_stats)
+    path.unlink()
+    beside = features.cache_path(split, configuration, params, batch_stats)
+    assert len(take()) == 40 and beside == split.path / "features" / path.name
+    monkeypatch.setattr(features.os, "access", lambda path, mode: not mode & os.W_OK)
+    assert features.cache_path(split, configuration, params, batch_stats) == beside  # what is there is read
+
+
 def test_features_that_another_process_computes_are_waited_for(split, capsys):
     configuration = config.load(None, ["data.size=32", f"data.dir={split.path.parents[2]}"])
     model = captioner.build(configuration, 10)
