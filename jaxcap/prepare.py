@@ -10,6 +10,7 @@ from jaxcap.data.staging import PhotoBuilder, Plan
 from jaxcap.errors import UserError, require_text, run_command
 
 _CAPTIONS = "captions.sha256"  # beside the records of a folder
+_SPLITS = ("train", "restval", "val", "test")  # the usual ones
 _SHOWN = 20  # skipped photos named on the terminal; all of them are in skipped.txt
 
 _DESCRIPTION = """\
@@ -49,7 +50,8 @@ im2txt's: train2014 and the first 85 % of val2014; the next 5 %; the last 10 %.
 
 _FOLDER = """\
 FILE is one of:
-  CSV         first line image,caption[,split]; one caption a line; also with tabs, ; or |
+  CSV         first line image,caption[,split] in any order and case, also file_name, filename or image_name and text,
+              comment or caption_text; one caption a line; also with tabs, ; or |
   JSON Lines  {"image": …, "caption": …} or {"image": …, "captions": […]}, and "split" if you like
   COCO        {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}
   Karpathy    {"images": [{"filename", "split", "sentences": [{"raw"}]}]}, as in dataset_flickr30k.json
@@ -107,6 +109,9 @@ def _announce(plan: Plan) -> None:
     for split, photos in plan.splits.items():
         written = sum(len(photo.captions) for photo in photos)
         print(f"{split}: {len(photos):,} photos, {written:,} captions", flush=True)
+    for split in sorted(plan.splits.keys() - set(_SPLITS)):
+        print(f"beware    {split} is a split of its own, none of {', '.join(_SPLITS)}: mend the caption file, or name it in data.train or data.val",
+              flush=True)
 
 
 def _report(data: config.Data, builder: PhotoBuilder) -> None:

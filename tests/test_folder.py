@@ -76,7 +76,10 @@ def as_coco():
 FILES = {
     "comma.csv": as_csv(), "tab.tsv": as_csv("\t"), "semicolon.csv": as_csv(";"), "bar.txt": as_csv("|"),
     "windows.csv": "\ufeff" + as_csv().replace("\n", "\r\n"),
+    "names.csv": as_csv().replace("image,caption,split", "File_Name, TEXT ,Split", 1),
     "one.jsonl": as_jsonl(False), "many.jsonl": as_jsonl(True),
+    "names.jsonl": as_jsonl(False).replace('"image"', '"filename"').replace('"caption"', '"Comment"'),
+    "more.jsonl": as_jsonl(True).replace('"captions"', '"text": "beside them", "captions"'),
     "list.json": json.dumps(one_a_photo()),
     "karpathy.json": as_karpathy(),
 }
@@ -95,6 +98,22 @@ def test_every_format_says_the_same(name, source, tmp_path):
     found = {str(photo.source.path.relative_to(source)): (photo.captions, split)
              for split, photos in plan.splits.items() for photo in photos}
     assert found == {name: (texts, SPLITS[name]) for name, texts in CAPTIONS.items()}
+
+
+def test_kaggles_flickr30k_is_read(tmp_path):
+    lines = ["image_name| comment_number| comment", '1.jpg| 0| A man , "so called" , sits .', "1.jpg| 1| One man .", "2.jpg| 0| A dog ."]
+    file = written(tmp_path, "results.csv", "\n".join(lines))
+    assert [(entry.name, entry.captions) for entry in captions.read(file)] == [
+        ("1.jpg", ('A man , "so called" , sits .', "One man .")), ("2.jpg", ("A dog .",))]
+    with pytest.raises(UserError, match="line 5 of .* has 2 cells where the first line has 3; a separator is missing"):
+        captions.read(written(tmp_path, "results.csv", "\n".join([*lines, "2.jpg| 4   A dog runs ."])))
+
+
+def test_splits_of_ones_own_are_pointed_at(source, tmp_path, capsys):
+    file = written(tmp_path, "c.csv", "image,caption,split\nhund.jpg,a dog,train\ncat.jpg,a cat,trian\ncafé.webp,coffee,restval\n")
+    assert prepare.main(["folder", "--source", str(source), "--captions", str(file), "--label", "x", "--size", "8", "--data-dir", str(tmp_path / "d")]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("beware")] == [
+        "beware    trian is a split of its own, none of train, restval, val, test: mend the caption file, or name it in data.train or data.val"]
 
 
 def test_coco_keeps_its_ids_and_splits_by_hash(source, tmp_path):

@@ -15,6 +15,12 @@ from jaxcap.errors import UserError
 _LONGEST_SPLIT = 64  # letters of a name, which becomes part of files' names
 _TABLES = (".csv", ".tsv", ".txt")
 _LINES = (".jsonl", ".ndjson")
+_FIELDS = {  # of tables and objects, in any case; the first that is there is taken
+    "image": ("image", "file_name", "filename", "image_name"),
+    "caption": ("caption", "text", "comment", "caption_text"),
+    "captions": ("captions",),
+    "split": ("split",),
+}
 _SPLIT_NAMES = {"dev": "val", "valid": "val", "validation": "val", "training": "train", "testing": "test"}
 
 
@@ -135,6 +141,11 @@ def _lines(text: str, path: Path) -> list[Entry]:
 
 def _object(item, where: str) -> Entry:
     """An entry from {"image": …, "caption": … or "captions": […], "split"?: …}."""
+    if isinstance(item, dict):
+        named = _named(item)
+        if "captions" in named and "caption" not in item:
+            named.pop("caption", None)  # some text beside them
+        item = {field: item[name] for field, name in named.items()}
     if not isinstance(item, dict) or "image" not in item or ("caption" in item) == ("captions" in item):
         raise UserError(f'{where} is not {{"image": …, "caption": …}} or {{"image": …, "captions": […]}}')
     captions = [item["caption"]] if "caption" in item else _field(item, "captions", where, list)
@@ -144,16 +155,23 @@ def _object(item, where: str) -> Entry:
     return Entry(_field(item, "image", where), _clean(captions), split)
 
 
+def _named(given: Iterable[str]) -> dict[str, str]:
+    """By field, what it is called among the names that are `given`."""
+    spelled = {name.strip().lower(): name for name in given}
+    return {field: spelled[name] for field, names in _FIELDS.items() if (name := next((name for name in names if name in spelled), ""))}
+
+
 def _table(text: str, path: Path) -> list[Entry]:
     header = text.split("\n", 1)[0]
     for delimiter in (",", "\t", ";", "|"):
-        columns = [column.strip() for column in next(csv.reader([header], delimiter=delimiter), [])]
-        if {"image", "caption"} <= set(columns):
+        columns = [column.strip().lower() for column in next(csv.reader([header], delimiter=delimiter), [])]
+        named = _named(columns)
+        if {"image", "caption"} <= set(named):
             break
     else:
         raise UserError(f"the first line of {path} must name the columns image, caption and, if you like, split; "
                         f"it is {header.strip()[:80]!r}")
-    if twice := [column for column in ("image", "caption", "split") if columns.count(column) > 1]:
+    if twice := [named[field] for field in ("image", "caption", "split") if field in named and columns.count(named[field]) > 1]:
         raise UserError(f"the first line of {path} names the column {twice[0]} {columns.count(twice[0])} times; a photo with several "
                         "captions has a line for each")
     entries = []
@@ -165,9 +183,9 @@ def _table(text: str, path: Path) -> list[Entry]:
                 continue
             where = f"line {rows.line_num} of {path}"
             if len(row) != len(columns):
-                raise UserError(f"{where} has {len(row)} cells where the first line has {len(columns)}; "
-                                "captions that contain the separator must stand in double quotes")
-            cells = dict(zip(columns, row, strict=True))
+                why = "captions that contain the separator must stand in double quotes" if len(row) > len(columns) else "a separator is missing"
+                raise UserError(f"{where} has {len(row)} cells where the first line has {len(columns)}; {why}")
+            cells = {field: row[columns.index(name)] for field, name in named.items()}
             split = _split(cells["split"].strip(), where) if "split" in cells else ""
             entries.append(Entry(cells["image"].strip(), _clean([cells["caption"]]), split))
     except csv.Error as error:
