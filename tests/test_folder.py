@@ -116,6 +116,14 @@ def test_splits_of_ones_own_are_pointed_at(source, tmp_path, capsys):
         "beware    trian is a split of its own, none of train, restval, val, test: mend the caption file, or name it in data.train or data.val"]
 
 
+def test_one_photo_is_no_val_split_and_what_to_do_is_said(source, tmp_path):
+    arguments = ["folder", "--source", str(source), "--captions", str(written(tmp_path, "c.csv", "image,caption\nhund.jpg,a dog\n"))]
+    assert prepare.main([*arguments, "--label", "one", "--size", "8", "--data-dir", str(tmp_path / "d")]) == 0
+    with pytest.raises(UserError, match="no split 'val'; it offers train: set data.val=train .evaluate: --split train., or prepare it again with --force, "
+                                        "from a caption file that puts photos into val, or one without splits and a --val-share above 0$"):
+        records.open_split(config.Data(name="folder", label="one", size=8, dir=str(tmp_path / "d")), "val")
+
+
 def test_coco_keeps_its_ids_and_splits_by_hash(source, tmp_path):
     plan = folder.plan(source, written(tmp_path, "captions.json", as_coco()))
     photos = [photo for photos in plan.splits.values() for photo in photos]

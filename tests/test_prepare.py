@@ -1,5 +1,6 @@
 """The prepare command from beginning to end: what it writes, resumes, leaves out and refuses."""
 
+import dataclasses
 import errno
 import os
 import resource
@@ -140,7 +141,7 @@ def test_a_split_of_damaged_photos_is_not_offered(source, data):
         damage(source, number)
     run(source, data)
     assert records.splits(data) == ["train"]
-    with pytest.raises(UserError, match="no split 'val'; it offers train"):
+    with pytest.raises(UserError, match="no split 'val'; it offers train: set data.val=train .evaluate: --split train.$"):
         records.open_split(data, "val")
 
 
@@ -457,10 +458,20 @@ def test_the_suggested_command_prepares_what_a_shipped_page_lacks(page, tmp_path
 
 def test_splits_that_do_not_exist(source, data):
     run(source, data)
-    with pytest.raises(UserError, match="no split 'test'; it offers train, val"):
+    with pytest.raises(UserError, match="no split 'test'; it offers train, val: name one of these .evaluate: --split train.$"):
         records.open_split(data, "train+test")
+    with pytest.raises(UserError, match="no split 'test'; it offers train, val: set data.train=train$"):
+        records.open_split(dataclasses.replace(data, train="train+test"), "train+test")
     with pytest.raises(UserError, match="same split twice"):
         records.open_split(data, "train+train")
+
+
+def test_a_data_set_without_any_index_is_damaged(source, data):
+    run(source, data)
+    for index in places.prepared_path(data).glob("*.index.json"):
+        index.unlink()
+    with pytest.raises(UserError, match="is damaged .it has no ..index.json.; run its prepare command again with --force"):
+        records.open_split(data, "train")
 
 
 def test_a_damaged_index_or_description_is_said(source, data):

@@ -250,7 +250,8 @@ def open_split(data: config.Data, split: str) -> Split:
     offered = _offered(path)
     names = split.split("+")
     if missing := [name for name in names if name not in offered]:
-        raise UserError(f"data set {dataset_name(data)} has no split {missing[0]!r}; it offers {', '.join(offered)}")
+        raise UserError(f"data set {dataset_name(data)} has no split {missing[0]!r}; it offers {', '.join(offered)}: "
+                        f"{_instead(data, split, missing[0], offered)}")
     if len(set(names)) < len(names):
         raise UserError(f"split {split!r} names the same split twice")
     parts = [_read_index(path, name) for name in names]
@@ -296,9 +297,22 @@ def _label_option(data: config.Data) -> str:
 
 
 def _offered(path: Path) -> list[str]:
+    """The splits in `path`, the usual ones first. Raises `UserError` if there are none."""
     order = {"train": 0, "restval": 1, "val": 2, "test": 3}
     names = [file.name.removesuffix(_INDEX) for file in path.glob("*" + _INDEX)]
+    if not names:
+        raise UserError(_damaged(path, f"it has no *{_INDEX}"))
     return sorted(names, key=lambda name: (order.get(name, len(order)), name))
+
+
+def _instead(data: config.Data, split: str, missing: str, offered: Sequence[str]) -> str:
+    """What to do where a split is not there."""
+    ways = {data.val: f"set data.val={offered[0]} (evaluate: --split {offered[0]})", data.train: f"set data.train={offered[0]}"}
+    way = ways.get(split, f"name one of these (evaluate: --split {offered[0]})")
+    if data.name == "folder" and missing in ("val", "test"):
+        way += (f", or prepare it again with --force, from a caption file that puts photos into {missing}, or one without splits and "
+                f"a --{missing}-share above 0")
+    return way
 
 
 def _read_index(path: Path, split: str) -> dict:
