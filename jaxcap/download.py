@@ -80,7 +80,7 @@ def fetch(remote: Remote, directory: Path, otherwise: str = "") -> Path:
     return target
 
 
-def _complete(remote: Remote, file, bar: tqdm) -> None:
+def _complete(remote: Remote, file, bar: tqdm | progress.Lines) -> None:
     """Appends to `file` until it has the whole of it."""
     failures = 0
     while (before := file.seek(0, os.SEEK_END)) < remote.size or not remote.size:
@@ -100,7 +100,7 @@ def _complete(remote: Remote, file, bar: tqdm) -> None:
             time.sleep(_PAUSE_S * 2 ** (failures - 1))
 
 
-def _transfer(remote: Remote, file, offset: int, bar: tqdm) -> None:
+def _transfer(remote: Remote, file, offset: int, bar: tqdm | progress.Lines) -> None:
     """One request for the bytes from `offset` on.
 
     Raises `_Cut` if they do not all come, `_GivenUp` on a refusal, `UserError` if they are not the published ones.
