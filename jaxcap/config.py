@@ -9,6 +9,7 @@ import os
 import runpy
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from jaxcap import search_settings, settings
@@ -217,7 +218,7 @@ def load(path: str | None, overrides: typing.Sequence[str] = ()) -> Config:
         config = SHAPES
     else:
         if not os.path.isfile(path):
-            raise UserError(f"there is no config file {path!r}; configs/ holds the ones that ship")
+            raise UserError(f"there is no config file {path!r}; {_shipped()}")
         try:
             config = runpy.run_path(path).get("CONFIG")
         except UserError:
@@ -231,6 +232,14 @@ def load(path: str | None, overrides: typing.Sequence[str] = ()) -> Config:
         except UserError as error:
             raise UserError(f"config file {path!r}: {error}") from error
     return check(override(config, overrides))
+
+
+def _shipped() -> str:
+    """Where the pages that ship are."""
+    folder = Path(__file__).parents[1] / "configs"
+    if (folder / "im2txt.py").exists():
+        return f"{os.path.relpath(folder)}/ holds the ones that ship"
+    return "the ones that ship are in configs/ of a clone of the repository, which pip does not install"
 
 
 def page_and_settings(words: typing.Sequence[str]) -> tuple[str | None, list[str]]:

@@ -1,5 +1,7 @@
 """One description of a run: strict about keys, types and combinations."""
 
+from pathlib import Path
+
 import pytest
 
 from jaxcap import config
@@ -92,6 +94,19 @@ def test_dict_round_trip_and_differences():
         config.from_dict(values)
 
 
+def test_where_the_pages_are_that_ship(tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    with pytest.raises(UserError, match="there is no config file 'configs/x.py'; configs/ holds the ones that ship"):
+        config.load("configs/x.py")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        config.load("configs/x.py")
+    assert Path(str(error.value).split("; ")[1].split(" holds ")[0], "im2txt.py").exists()
+    monkeypatch.setattr(config, "__file__", str(tmp_path / "site-packages" / "jaxcap" / "config.py"))  # as pip installs it
+    with pytest.raises(UserError, match="'configs/x.py'; the ones that ship are in configs/ of a clone of the repository"):
+        config.load("configs/x.py")
+
+
 def test_load_runs_a_page(tmp_path):
     page = tmp_path / "page.py"
     page.write_text("from jaxcap.config import *\nCONFIG = Config(name='mine', phases=(Phase(steps=2),))\n")
@@ -125,7 +140,6 @@ def test_a_mistake_in_a_page_is_said_with_its_name(text, words, tmp_path):
 
 
 def test_every_shipped_page_loads():
-    from pathlib import Path
     pages = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
     assert pages
     begun = {"flickr8k_finetune": ["start=runs/attention"]}  # goes on from a run
