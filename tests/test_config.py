@@ -1,5 +1,7 @@
 """One description of a run: strict about keys, types and combinations."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -154,3 +156,15 @@ def test_every_shipped_page_loads():
 def test_defaults_are_im2txts():
     assert Optim().learning_rate == 2.0 and Optim().clip_norm == 5.0
     assert Config().decoder.hidden == Config().decoder.embedding == 512
+
+
+def test_the_package_names_its_commands_and_imports_none():
+    program = "import runpy, sys\nfor name in ('jax', 'numpy'):\n    sys.modules[name] = None\nrunpy.run_module('jaxcap', run_name='__main__', alter_sys=True)"
+    for arguments in ([], ["--help"]):
+        done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [line.split()[2] for line in done.stdout.splitlines() if line.startswith("  python -m ")] == [
+            f"jaxcap.{name}" for name in ("prepare", "train", "evaluate", "caption", "weights")]
+    assert "  python -m jaxcap.caption   Writes captions for photos\n" in done.stdout and "`" not in done.stdout
+    done = subprocess.run([sys.executable, "-c", program, "train"], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: python -m jaxcap takes no arguments, not 'train'; the commands are python -m jaxcap.prepare, ")

@@ -1,4 +1,4 @@
-"""Published weights: `python -m jaxcap.weights list | fetch | import | check`."""
+"""Lists, fetches, imports and checks published weights: `python -m jaxcap.weights list | fetch | import | check`."""
 
 import argparse
 import sys
