@@ -3,8 +3,8 @@
 XLA's own convolution reaches half of what its matrix products do where it has a stride, and knows no bfloat16 instructions; the gradient
 of a kernel it computes as a convolution by a kernel the size of the map, in batches mostly at a sixth to three quarters of the speed.
 So large maps go by Winograd; strided convolutions are one matrix product of the columns that the kernel sees (Chellapilla et al. 2006);
-and where factors are rounded to bfloat16 others are one of every pixel with all taps of the kernel, whose results are then added where
-they belong. `python -m benchmarks.convolutions` tells what each takes.
+and where factors are rounded to bfloat16 others are one of every pixel with all taps of the kernel, or of what one of its rows sees
+with all of its rows, whose results are then added where they belong. `python -m benchmarks.convolutions` tells what each takes.
 """
 
 from functools import partial
@@ -42,8 +42,15 @@ pointwise.defvjp(lambda x_BHWC, kernel_IO: (pointwise(x_BHWC, kernel_IO), (x_BHW
 
 def is_factor(shape: tuple[int, ...]) -> bool:
     """Whether a kernel of this shape is a factor that a CPU multiplies faster in bfloat16 (`jaxcap.products`): [1, 1, in, out], or
-    [height, width, in, out] with many channels, ungrouped."""
-    return shape[:2] == (1, 1) or len(shape) == 4 and shape[2] >= THICK
+    [height, width, in, out] with many channels, ungrouped, or 5×5 with fewer."""
+    if len(shape) != 4 or shape[:2] == (1, 1):
+        return shape[:2] == (1, 1)
+    return shape[2] >= THICK or min(shape[:2]) >= 5 and shape[1] * shape[2] >= THICK and _rows_pay(*shape)
+
+
+def _rows_pay(height: int, width: int, into: int, out: int) -> bool:
+    """Whether what a row of a kernel sees is put side by side: it is written once more, for which fewer of the products are."""
+    return min(height, width) > 1 and out >= into
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -84,7 +91,7 @@ convolve.defvjp(_forward, _backward)
 
 
 def _unstrided(x_BHWC, kernel_hwIO, padding):
-    pays = products.rounds(x_BHWC, kernel_hwIO) and kernel_hwIO.shape[2] >= THICK and _is_small(x_BHWC)
+    pays = products.rounds(x_BHWC, kernel_hwIO) and is_factor(kernel_hwIO.shape) and _is_small(x_BHWC)
     return _of_taps(x_BHWC, kernel_hwIO, padding) if pays else ordinary(x_BHWC, kernel_hwIO, 1, padding)
 
 
@@ -96,9 +103,14 @@ def _of_columns(x_BHWC, kernel_hwIO, stride, padding):
 
 
 def _of_taps(x_BHWC, kernel_hwIO, padding):
-    """Without a stride: every pixel times every tap, and each tap's share moved to the outputs that it is for."""
+    """Without a stride: every pixel times every tap, and each tap's share moved to the outputs that it is for; or every row of
+    pixels that a row of the kernel sees times every row of it."""
     *size, into, out = kernel_hwIO.shape
     pads = shifted.pads(x_BHWC, size, 1, padding)
+    if _rows_pay(*size, into, out):
+        x_BHWC = jnp.concatenate(list(shifted.windows(x_BHWC, (1, size[1]), 1, ((0, 0), pads[1]))), axis=-1)
+        size, into, pads = (size[0], 1), size[1] * into, (pads[0], (0, 0))
+        kernel_hwIO = kernel_hwIO.reshape(*size, into, out)
     lengths = [length + sum(pad) - side + 1 for length, pad, side in zip(x_BHWC.shape[1:3], pads, size)]
     every_BHWN = products.matmul(x_BHWC, kernel_hwIO.transpose(2, 0, 1, 3).reshape(into, -1))
 
