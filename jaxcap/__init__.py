@@ -10,4 +10,8 @@ Dimensions are written as suffixes of array names, one letter each, everywhere i
 so `image_BHWC`, `features_BPF`, `tokens_BT`, `logits_BTV`.
 """
 
+from jaxcap import errors
+
 __version__ = "0.1.0"
+
+errors.end_at_interrupt()

@@ -18,7 +18,25 @@ class Stopped(Exception):
     """A signal asked for an end, and what was done so far is kept."""
 
 
+_COMMANDS = ("jaxcap.", "benchmarks.")  # how the modules that are commands are named
 _interrupts: list[int] = []
+
+
+def _end(number, frame) -> None:
+    try:
+        os.write(2, b"interrupted\n")
+    finally:
+        os._exit(128 + number)
+
+
+def end_at_interrupt() -> None:
+    """Where Python is on its way to a command's module (`python -m jaxcap.train`), has Ctrl-C end it until `run_command` begins.
+
+    Nothing is begun that could be lost, while an exception is a page of other packages' code, or dropped as they collect garbage.
+    """
+    on_its_way = sys.argv[:1] == ["-m"] and any(word.removeprefix("-m").startswith(_COMMANDS) for word in sys.orig_argv)
+    if on_its_way and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
 
 
 def _interrupt(number, frame) -> None:
@@ -45,7 +63,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command's `main` and exits with its status: 2 and one sentence on a `UserError`. SIGTERM ends it as an exception does,
     so that what it wrote for a time is gone and no child is left."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored, in the background
+    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _end):  # not where a shell has it ignored, in the background
         signal.signal(signal.SIGINT, _interrupt)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

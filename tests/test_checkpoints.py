@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -277,6 +278,29 @@ def test_an_interrupt_while_garbage_is_collected_is_not_lost():
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(errors.__file__))}
     done = subprocess.run([sys.executable, "-c", code], env=environment, text=True, capture_output=True)
     assert done.returncode == 130 and "went on" not in done.stdout and done.stderr.endswith("interrupted\n")
+
+
+def in_foreground(module: str, directory: Path) -> subprocess.CompletedProcess:
+    """A module run as in a shell's foreground, where Ctrl-C is not ignored; it finds packages in `directory` first."""
+    code = ("import os, signal, sys\nsignal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+            f"os.execv(sys.executable, [sys.executable, '-m', '{module}'])")
+    path = os.pathsep.join((str(directory), os.path.dirname(os.path.dirname(errors.__file__))))
+    return subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, cwd=directory, text=True, capture_output=True)
+
+
+@pytest.mark.parametrize("command", ["jaxcap.train", "jaxcap.weights", "benchmarks.step_time"])
+def test_an_interrupt_ends_a_command_that_is_still_being_imported(command, tmp_path):
+    (tmp_path / "jax.py").write_text("import os, signal\nclass Garbage:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGINT)\n"
+                                     "Garbage()\nraise SystemExit('went on')")
+    done = in_foreground(command, tmp_path)
+    assert done.returncode == 130 and done.stderr == "interrupted\n"
+
+
+def test_a_program_that_imports_the_package_keeps_its_own_interrupts(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "__init__.py").write_text("import jaxcap")
+    (tmp_path / "theirs" / "program.py").write_text("import signal\nprint(signal.getsignal(signal.SIGINT) is signal.default_int_handler)")
+    assert in_foreground("theirs.program", tmp_path).stdout == "True\n"
 
 
 def test_who_has_read_enough_of_the_output_and_names_that_are_no_text_cause_no_traceback():
