@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -59,6 +60,17 @@ def require_text(**names) -> None:
             raise UserError(f"{option} {os.fsencode(str(name))!r} is not UTF-8; choose another name") from None
 
 
+def _memory_lacks(error: Exception) -> str:
+    """The sentence for an error of JAX's or NumPy's that says so, "" for another one."""
+    if not (isinstance(error, MemoryError) or type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)):
+        return ""
+    found = re.search(r"allocat\w+ ([\d.]+) ?(\w+)", str(error))
+    number, unit = found.groups() if found else ("", "")
+    amount = f"{float(number) / 2**30:,.1f} GiB" if unit == "bytes" else f"{number.rstrip('.')} {unit}"
+    asked = f": {amount} were asked for at once" if found else ""
+    return f"there is not enough memory{asked}; lower the batch (batch_size, eval_batch_size or --batch-size) or the beam"
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command's `main` and exits with its status: 2 and one sentence on a `UserError`. SIGTERM ends it as an exception does,
     so that what it wrote for a time is gone and no child is left."""
@@ -84,5 +96,10 @@ def run_command(main: Callable[[], int | None]) -> None:
         if error.filename is None:
             raise
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        status = 2
+    except Exception as error:
+        if not (sentence := _memory_lacks(error)):
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
         status = 2
     sys.exit(status)

@@ -258,6 +258,22 @@ def test_a_command_ends_with_a_status_and_a_sentence(outcome, status, words, cap
     assert words in err and "Traceback" not in err and len(err.splitlines()) == bool(words)
 
 
+@pytest.mark.parametrize("ask, words", [
+    (lambda: jnp.zeros(1 << 45), "error: there is not enough memory: 131,072.0 GiB were asked for at once; lower the batch (batch_size"),
+    (lambda: np.ones(1 << 45), "error: there is not enough memory: 256 TiB were asked for at once; lower the batch (batch_size"),
+    (lambda: b"." * (1 << 60), "error: there is not enough memory; lower the batch (batch_size")])
+def test_a_command_for_which_memory_is_not_enough_says_so(ask, words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        errors.run_command(ask)
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and err.startswith(words) and len(err.splitlines()) == 1
+
+
+def test_other_errors_of_a_command_keep_their_traceback():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        errors.run_command(lambda: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("INTERNAL: a mistake in the program")))
+
+
 def test_a_command_that_is_terminated_leaves_nothing_behind(tmp_path):
     code = ("import tempfile, time\nfrom jaxcap.errors import run_command\ndef main():\n"
             "    with tempfile.TemporaryDirectory(dir='.') as directory:\n        print(directory, flush=True)\n        time.sleep(60)\n"
