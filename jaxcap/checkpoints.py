@@ -26,12 +26,14 @@ logging.set_verbosity(logging.FATAL)
 getLogger("asyncio").setLevel(CRITICAL)
 _shown = sys.unraisablehook
 _SHARE, _DIRECTORIES = 1.2, 2 << 20  # of a checkpoint on disk: over its arrays, and bytes besides them
+_ECHOES = ("Event loop is closed", "Encountered error while reading array index")  # how errors of tensorstore's threads after the first begin
 _PLACES = ("step", "phase", "phase_step", "words")  # numbers that every position has
 
 
 def _unraisable(what: Any) -> None:
-    """Shows an error that nothing can catch, but for tensorstore's: after one failure its other threads call a loop that has ended."""
-    if str(what.exc_value) != "Event loop is closed":
+    """Shows an error that nothing can catch, but for tensorstore's: after one failure its other threads call a loop that has ended, or
+    what they read has nobody to go to."""
+    if not str(what.exc_value).startswith(_ECHOES):
         _shown(what)
 
 
@@ -109,16 +111,34 @@ class Checkpoints:
 
     def restore_model(self, step: int, like: PyTree) -> PyTree:
         """`{"params", "batch_stats"}` of a checkpoint, shaped and placed as `like` (arrays or ShapeDtypeStructs)."""
-        arguments = ocp.args.Composite(model=ocp.args.StandardRestore(_abstract(like)))
-        return self._restore(step, arguments)["model"]
+        return self._restore_like(step, model=like)["model"]
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The whole training state, shaped and placed as `like`."""
         model = {"params": like.params, "batch_stats": like.batch_stats}
         train = {"opt_state": like.opt_state, "rng": like.rng, "step": like.step}
-        restored = self._restore(step, ocp.args.Composite(
-            model=ocp.args.StandardRestore(_abstract(model)), train=ocp.args.StandardRestore(_abstract(train))))
+        restored = self._restore_like(step, model=model, train=train)
         return TrainState(**restored["model"], **restored["train"])
+
+    def _restore_like(self, step: int, **items: PyTree) -> PyTree:
+        try:
+            return self._restore(step, ocp.args.Composite(
+                **{item: ocp.args.StandardRestore(_abstract(like)) for item, like in items.items()}))
+        except UserError:
+            for item, like in items.items():
+                if found := difference(self._shapes(step, item), like):
+                    name, there, here = found
+                    raise UserError(
+                        f"{self._directory.parent / 'config.json'} does not describe the checkpoint {self._directory / str(step)}: {name} is "
+                        f"{there} there and {here} by config.json; put back the config.json that the run was trained with") from None
+            raise
+
+    def _shapes(self, step: int, item: str) -> PyTree:
+        """What a checkpoint says of its arrays; None where that cannot be read either."""
+        try:
+            return ocp.StandardCheckpointHandler().metadata((self._directory / str(step) / item).absolute()).tree
+        except Exception:  # as in `_restore`
+            return None
 
     def _restore(self, step: int, arguments) -> PyTree:
         try:
@@ -165,6 +185,19 @@ class Checkpoints:
             time.sleep(0.5)  # tensorstore's other writes into them end
         for half in halves:
             shutil.rmtree(half, ignore_errors=True)
+
+
+def difference(theirs: PyTree, ours: PyTree) -> tuple[str, str, str] | None:
+    """The first array, by name, that two models or training states do not share in its shape: its name, and its shape in each, or "absent".
+
+    None where all are alike, or nothing is known of theirs.
+    """
+    there, here = ({jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+                    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)} for tree in (theirs, ours))
+    for name in sorted(there | here) if there else ():
+        if there.get(name) != here.get(name):
+            return name.removeprefix("params/"), str(there.get(name, "absent")), str(here.get(name, "absent"))
+    return None
 
 
 def _reason(error: Exception) -> str:

@@ -150,14 +150,11 @@ def check_words(directory: Path, vocabulary: vocab.Vocab, position: dict, step: 
 
 def take_over(begun: Run, params: PyTree, batch_stats: PyTree) -> tuple[PyTree, PyTree]:
     """The parameters and statistics of another run. Raises `UserError` where they do not fit this one's."""
-    theirs, ours = ({jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-                     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-                    for tree in ((begun.params, begun.batch_stats), (params, batch_stats)))
-    for name in sorted(theirs | ours):
-        if theirs.get(name) != ours.get(name):
-            shapes = [str(shapes.get(name, "absent")) for shapes in (theirs, ours)]
-            raise UserError(f"start={begun.directory} does not fit this config: {name.partition('/')[2]} is {shapes[0]} there and "
-                            f"{shapes[1]} here; encoder and decoder must be the same")
+    theirs = {"params": begun.params, "batch_stats": begun.batch_stats}
+    if found := checkpoints.difference(theirs, {"params": params, "batch_stats": batch_stats}):
+        name, there, here = found
+        raise UserError(f"start={begun.directory} does not fit this config: {name} is {there} there and {here} here; "
+                        "encoder and decoder must be the same")
     return begun.params, begun.batch_stats
 
 

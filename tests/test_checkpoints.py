@@ -10,6 +10,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,14 @@ def test_a_position_without_its_numbers_is_a_damaged_checkpoint(tmp_path):
         with pytest.raises(errors.UserError, match="checkpoint .*2 cannot be read .*; delete it to go on from step 1"):
             keeper.position(2)
     assert keeper.position(1) == position(1)
+
+
+@pytest.mark.parametrize("text, shown", [("Event loop is closed", False), ("Encountered error while reading array index: (0,)", False), ("x", True)])
+def test_of_what_tensorstore_fails_at_only_the_first_error_is_heard(text, shown, monkeypatch):
+    heard = []
+    monkeypatch.setattr(checkpoints, "_shown", heard.append)
+    checkpoints._unraisable(SimpleNamespace(exc_value=Exception(text)))
+    assert bool(heard) == shown
 
 
 def test_the_newest_five_and_the_best_are_kept(tmp_path):

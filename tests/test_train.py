@@ -364,8 +364,22 @@ def test_a_half_written_checkpoint_is_passed_over_or_named(finished, tmp_path):
     for file in (newest / "model").rglob("*"):
         if file.is_file() and file.stat().st_size > 200:
             file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(UserError, match="checkpoint .*12.* cannot be read"):
+    with pytest.raises(UserError, match="checkpoint .*12.* cannot be read.*delete it to go on from step 8"):
         caption.main([str(run), str(tmp_path / "a.png"), "--step", "12"])
+
+
+@pytest.mark.parametrize("command, key, value, words", [
+    (caption, "decoder", {"hidden": 20}, r"decoder/logits_kernel is \(16, \d+\) there and \(20, \d+\) by config.json"),
+    (caption, "decoder", {"layers": 2}, r"decoder/lstm1_bias is absent there and .* by config.json"),
+    (train, "phases", [{"steps": 14, "optim": {"name": "sgd"}}], r"opt_state/1/count is \(\) there and absent by config.json")])
+def test_a_config_that_does_not_describe_the_checkpoint_is_blamed_and_not_the_checkpoint(command, key, value, words, finished, tmp_path):
+    run = copied(finished, tmp_path)
+    description = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**description, key: {**description[key], **value} if isinstance(value, dict) else value}))
+    Image.new("RGB", (30, 30)).save(tmp_path / "a.png")
+    arguments = ["--resume", str(run)] if command is train else [str(run), str(tmp_path / "a.png"), "--step", "12"]
+    with pytest.raises(UserError, match=f"copy/config.json does not describe the checkpoint .*/12: {words}; put back the config.json"):
+        command.main(arguments)
 
 
 def test_a_vocabulary_larger_than_the_model_is_refused(finished, tmp_path):
