@@ -17,7 +17,7 @@ from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from jaxcap import config as configs
-from jaxcap.errors import UserError
+from jaxcap.errors import UserError, free_or
 from jaxcap.step import TrainState
 
 PyTree = Any
@@ -178,7 +178,7 @@ class Checkpoints:
             last = [s for s in self.steps() if (self._directory / str(s)).is_dir()]
             kept = f"the last good one is step {last[-1]}" if last else "none was written before"
             raise UserError(f"a checkpoint could not be written to {self._directory} ({_reason(error)}); {kept}; "
-                            "free the disk and resume") from error
+                            f"{free_or('move the run to where it can be written', error)} and resume") from error
 
     def _remove_halves(self) -> None:
         if halves := list(self._directory.glob("*.orbax-checkpoint-tmp")):

@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from jaxcap import locks, progress
-from jaxcap.errors import UserError
+from jaxcap.errors import UserError, free_or
 
 _CHUNK = 1 << 20
 _TIMEOUT_S = 30.0  # without a byte
@@ -75,8 +75,8 @@ def fetch(remote: Remote, directory: Path, otherwise: str = "") -> Path:
     except _GivenUp as problem:
         raise UserError(f"{problem} {otherwise or f'put the file into {directory} yourself'}") from problem
     except OSError as error:
-        raise UserError(f"cannot write to {directory}: {error.strerror or error}; what has arrived is kept, free the "
-                        "disk and run the same command again") from error
+        raise UserError(f"cannot write to {directory}: {error.strerror or error}; what has arrived is kept, "
+                        f"{free_or('choose a directory that can be written', error)} and run the same command again") from error
     return target
 
 

@@ -1,5 +1,6 @@
 """What the person in front of the terminal did wrong, and how a command says so."""
 
+import errno
 import io
 import os
 import re
@@ -49,6 +50,12 @@ def heed_interrupts() -> None:
     """Raises KeyboardInterrupt where one was lost, as Python drops those that arrive while it collects garbage."""
     if _interrupts:
         raise KeyboardInterrupt
+
+
+def free_or(otherwise: str, error: Exception) -> str:
+    """How to mend what could not be written: `otherwise`, or also to free the disk where it may be full."""
+    may_be_full = getattr(error, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT)  # None: another library's words for any of them
+    return f"free the disk or {otherwise}" if may_be_full else otherwise
 
 
 def require_text(**names) -> None:

@@ -25,7 +25,7 @@ from jaxcap import encoders, progress
 from jaxcap.captioner import Captioner
 from jaxcap.data.augment import augmentation
 from jaxcap.data.records import Split
-from jaxcap.errors import Stopped, UserError
+from jaxcap.errors import Stopped, UserError, free_or
 from jaxcap.parallel import Parallel
 from jaxcap.step import AXIS
 
@@ -118,8 +118,8 @@ def cached(split: Split, configuration: configs.Config, captioner: Captioner, pa
             if not path.exists():
                 _compute(path, split, configuration, captioner, params, batch_stats, parallel, batch_size, views, stopped)
     except OSError as error:
-        raise UserError(f"features cannot be cached in {path.parent}: {error.strerror or error}; free the disk or "
-                        "prepare the data where it can be written") from error
+        raise UserError(f"features cannot be cached in {path.parent}: {error.strerror or error}; "
+                        f"{free_or('prepare the data where it can be written', error)}") from error
     return _open(path, len(split) * views, configuration)
 
 

@@ -14,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from jaxcap import parallel, progress
-from jaxcap.errors import UserError
+from jaxcap.errors import UserError, free_or
 
 SMOOTHING = 0.98  # of the shown loss, per step: a batch's own loss is too noisy to see learning in it
 FLUSH_S = 120  # between the times that events are forced to disk, for which steps wait
@@ -109,7 +109,8 @@ class Journal:
         self._events.write(Event(wall_time=time.time(), **what).SerializeToString())
 
     def _unwritable(self, error: OSError) -> UserError:
-        return UserError(f"{self.path} cannot be written: {error.strerror or error}; free the disk, or resume where it can be written")
+        return UserError(f"{self.path} cannot be written: {error.strerror or error}; "
+                         f"{free_or('move the run to where it can be written', error)} and resume")
 
 
 def read(directory: Path) -> list[dict]:

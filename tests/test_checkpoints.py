@@ -140,7 +140,7 @@ def test_features_go_on_where_they_were_interrupted(split, monkeypatch):
     with monkeypatch.context() as full, pytest.raises(errors.UserError, match="features of 40 photos need .* MiB are free"):
         full.setattr(features.shutil, "disk_usage", lambda path: usage)
         features.cached(split, configuration, model, other, batch_stats, devices, batch_size=16)
-    with monkeypatch.context() as full, pytest.raises(errors.UserError, match="cannot be cached .*: No space left on device; free the disk"):
+    with monkeypatch.context() as full, pytest.raises(errors.UserError, match="cannot be cached .*: No space left on device; free the disk or prepare"):
         full.setattr(features.os, "posix_fallocate", no_room)
         features.cached(split, configuration, model, other, batch_stats, devices, batch_size=16)
     assert features.find(split, configuration, other, batch_stats) is None

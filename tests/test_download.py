@@ -168,7 +168,7 @@ def test_a_full_disk_keeps_what_has_arrived(server, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(download, "_transfer", full)
-    with pytest.raises(UserError, match="No space left on device; what has arrived is kept"):
+    with pytest.raises(UserError, match="No space left on device; what has arrived is kept, free the disk or choose"):
         download.fetch(remote(server), tmp_path)
     monkeypatch.setattr(download, "_transfer", transfer)
     assert download.fetch(remote(server), tmp_path).read_bytes() == CONTENT
@@ -177,7 +177,7 @@ def test_a_full_disk_keeps_what_has_arrived(server, tmp_path, monkeypatch):
 
 def test_a_place_that_cannot_be_written(server, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write to .*file/below"):
+    with pytest.raises(UserError, match="cannot write to .*file/below: .*kept, choose a directory that can be written and run"):
         download.fetch(remote(server), tmp_path / "file" / "below")
 
 

@@ -220,7 +220,7 @@ def test_a_force_that_cannot_rename_says_so_and_keeps_the_old_one(source, data, 
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
         return rename(self, target)
 
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot write to .*/1.0.0: Permission denied"):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot write to .*/1.0.0: Permission denied; name another directory with --data-dir, or data.dir in"):
         patch.setattr(Path, "rename", failing)
         run(source, data, "--force")
     assert len(records.open_split(data, "train")) == 40 and [file.name for file in leftovers(data)] == ["1.0.0.staging"]
@@ -355,7 +355,7 @@ def test_a_full_disk_while_decoding_keeps_what_is_done(source, data, monkeypatch
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return pwrite(*arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device; free the disk"):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device; free the disk or name another directory"):
         patch.setattr(os, "pwrite", full)
         run(source, data)
     assert not places.prepared_path(data).exists()

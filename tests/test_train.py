@@ -423,7 +423,7 @@ def test_a_line_of_the_journal_that_cannot_be_read_costs_no_other(tmp_path, caps
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl.tmp").mkdir()
     capsys.readouterr()
-    with pytest.raises(UserError, match="metrics.jsonl cannot be written: Is a directory"):
+    with pytest.raises(UserError, match="metrics.jsonl cannot be written: Is a directory; move the run to where it can be written and resume"):
         journal.Journal(tmp_path, total=10)
     assert not capsys.readouterr().err  # no bar before the error
 

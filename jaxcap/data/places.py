@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from jaxcap import config, locks
-from jaxcap.errors import UserError
+from jaxcap.errors import UserError, free_or
 
 _BUILDERS = {  # data.name → where its CaptionBuilder is
     "shapes": "jaxcap.data.shapes:Shapes",
@@ -81,4 +81,4 @@ def _aside(path: Path) -> Path:
 def cannot_write(path: Path, error: Exception) -> str:
     """The sentence for a data set that could not be written to `path`."""
     reason = getattr(error, "strerror", None) or error
-    return f"cannot write to {path}: {reason}; free the disk or name another directory with --data-dir (data.dir)"
+    return f"cannot write to {path}: {reason}; {free_or('name another directory with --data-dir, or data.dir in training', error)}"

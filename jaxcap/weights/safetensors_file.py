@@ -9,7 +9,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxcap.errors import UserError
+from jaxcap.errors import UserError, free_or
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
@@ -30,5 +30,5 @@ def write(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) 
     except (OSError, safetensors.SafetensorError) as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}; free the disk or name another "
-                        "directory in $JAXCAP_WEIGHTS") from error
+        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}; "
+                        f"{free_or('name another directory in $JAXCAP_WEIGHTS', error)}") from error
