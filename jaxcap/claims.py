@@ -237,11 +237,9 @@ def measure(run: runs.Run, configuration: configs.Config, devices: parallel.Para
 def write(directory: Path, name: str, measured: Mapping[str, Any]) -> Path:
     """Writes `results/NAME.claims.json`, beside the captions of that name, and returns its path. Raises `UserError` if that is not possible."""
     path = directory / "results" / f"{name}.claims.json"
-    try:
+    with runs.writing_results(directory):
         path.parent.mkdir(exist_ok=True)
         runs.write_json(path, measured)
-    except OSError as error:
-        raise UserError(f"results cannot be written to {path.parent}: {error.strerror or error}") from error
     return path
 
 

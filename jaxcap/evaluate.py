@@ -93,13 +93,11 @@ def write_results(directory: Path, name: str, captions: dict[str, Caption], scor
     """Writes `results/<name>.json` (COCO's result format) and `results/<name>.scores.json` (all and per photo)."""
     results = directory / "results"
     number = int if all(i.isdecimal() for i in captions) else str  # COCO's tools want COCO's ids as numbers
-    try:
+    with runs.writing_results(directory):
         results.mkdir(exist_ok=True)
         runs.write_json(results / f"{name}.json",
                         [{"image_id": number(i), "caption": caption.text} for i, caption in captions.items()])
         runs.write_json(results / f"{name}.scores.json", {**scores, "photos": photos})
-    except OSError as error:
-        raise UserError(f"results cannot be written to {results}: {error.strerror or error}") from error
 
 
 def results_name(run: Path, split: str, others: Sequence[Path], changed: Sequence[str], search: dict) -> str:
@@ -169,6 +167,7 @@ def main(argv: list[str] | None = None) -> int:
     parallel.initialize()
     parallel.one_host()
     run = options.load(arguments)
+    runs.try_results(arguments.run)  # before a whole split is captioned
     if arguments.claims and run.joined:
         raise UserError("--claims measures one run, so it cannot be combined with --with")
     configuration = configs.change(options.search(run.config, arguments), {

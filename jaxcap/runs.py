@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from jaxcap import captioner as captioners
 from jaxcap import checkpoints, config, locks, vocab
 from jaxcap.captioner import Captioner
 from jaxcap.ensemble import Ensemble
-from jaxcap.errors import UserError
+from jaxcap.errors import UserError, free_or
 
 PyTree = Any
 
@@ -59,6 +60,23 @@ def _writing(directory: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"the run directory {directory} cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def writing_results(directory: Path) -> Iterator[None]:
+    """Raises `UserError` where something cannot be written to the run's `results/`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"results cannot be written to {directory / 'results'}: {error.strerror or error}; "
+                        f"{free_or('copy the run to where they can', error)}") from error
+
+
+def try_results(directory: Path) -> None:
+    """Raises `UserError` where no results of the run could be written; nothing is left."""
+    results = directory / "results"
+    with writing_results(directory), tempfile.TemporaryFile(dir=results if results.exists() else directory):
+        pass
 
 
 def new_directory(name: str) -> Path:

@@ -324,6 +324,15 @@ def test_results_of_other_settings_leave_the_runs_own_alone(finished, tmp_path, 
     assert (run / "results" / "val.json").read_bytes() != before[0]
 
 
+def test_a_place_for_results_that_cannot_be_written_is_said_before_anything_is_captioned(finished, tmp_path, monkeypatch):
+    run = copied(finished, tmp_path)
+    shutil.rmtree(run / "results")
+    (run / "results").write_text("a file in the way")
+    monkeypatch.setattr(evaluate.Evaluator, "captions", lambda *a: pytest.fail("photos were captioned"))
+    with pytest.raises(UserError, match="results cannot be written to .*copy/results: Not a directory; copy the run to where they can"):
+        evaluate.main([str(run)])
+
+
 def test_caption_takes_photos_of_any_kind_and_skips_damaged_ones(finished, tmp_path, capsys):
     Image.new("RGB", (300, 200), (220, 40, 40)).save(tmp_path / "a.jpg")
     Image.new("L", (1, 1), 200).save(tmp_path / "b.png")
