@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--explain", action="store_true",
                         help="write NAME.explained.png for each photo: a map for every word of the best caption, of where it "
                              "looked, or, without attention, of what it needed to see")
-    parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="where --explain writes (default: here)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where --explain writes (default: here)")
     parser.add_argument("--font", metavar="FILE",
                         help="TrueType or OpenType file for the words of --explain (default: a font with English letters only)")
     parser.add_argument("--json", action="store_true",
@@ -135,8 +135,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.batch_size < 1 or arguments.top < 1:
         raise UserError("--batch-size and --top must be at least 1")
-    if arguments.font is not None and not arguments.explain:
-        raise UserError("--font does nothing without --explain; give both or neither")
+    for option, given in (("--font", arguments.font), ("--out", arguments.out)):
+        if given is not None and not arguments.explain:
+            raise UserError(f"{option} does nothing without --explain; give both or neither")
     font = explain.word_font(arguments.font) if arguments.explain else None
 
     paths = find(arguments.photos)
@@ -155,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
             continue
         best = found[:arguments.top]
         if arguments.explain:
-            written = arguments.out / name
+            written = (arguments.out or Path()) / name
             lacking |= dict.fromkeys(explained(explainer, path, run.config.data.size, best[0].text, written, font))
         if arguments.json:
             line = {"photo": str(path), "captions": [dataclasses.asdict(caption) for caption in best]}

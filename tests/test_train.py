@@ -509,8 +509,9 @@ def test_letters_that_the_font_of_a_picture_lacks_are_named_once(data, finished,
     monkeypatch.undo()
     with pytest.raises(UserError, match="font .*none.ttf cannot be read"):
         caption.main(["no run", photos[0], "--explain", "--font", str(tmp_path / "none.ttf")])
-    with pytest.raises(UserError, match="--font does nothing without --explain"):
-        caption.main(["no run", photos[0], "--font", "some.ttf"])
+    for option in ("--font", "--out"):
+        with pytest.raises(UserError, match=f"{option} does nothing without --explain"):
+            caption.main(["no run", photos[0], option, "some"])
 
 
 def test_two_phases_with_a_frozen_one_on_cached_features(data, tmp_path):
