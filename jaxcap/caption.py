@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,9 +34,11 @@ def find(paths: list[Path]) -> list[Path]:
     for path in paths:
         try:
             path.stat()
-        except FileNotFoundError:
-            raise UserError(f"there is no photo or folder {path}") from None
         except OSError as error:
+            if re.match(r"-$|\w+:/", str(path)):  # what pathlib makes of a ://
+                raise UserError(f"{str(path).replace(':/', '://', 1)} is no file, as photos must be; download it first and name the file") from None
+            if isinstance(error, FileNotFoundError):
+                raise UserError(f"there is no photo or folder {path}") from None
             raise UserError(f"{path} cannot be read: {error.strerror}") from None
         if not path.is_dir():
             found.append(path)

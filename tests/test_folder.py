@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import unicodedata
 from pathlib import Path
 
@@ -242,6 +243,15 @@ def test_a_folder_that_cannot_be_listed_is_named(source, tmp_path, monkeypatch):
     assert source / "deep" in everything and source / "hund.jpg" in everything and source / "deep/er/cat.jpg" not in everything
     with pytest.raises(photos.DamagedPhoto, match="cannot be read"):
         photos.load(source / "deep", 8)
+
+
+@pytest.mark.parametrize("name", ["https://example.com/a.jpg", "http://example.com/a.jpg?" + 300 * "x", "-"])
+def test_what_is_no_file_is_to_be_downloaded_first(name, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=f"{re.escape(name)} is no file, as photos must be; download it first and name the file"):
+        caption.find([Path(name)])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-").write_bytes(b"a photo")
+    assert caption.find([Path("-")]) == [Path("-")]
 
 
 @pytest.mark.parametrize("name, text, message", [
