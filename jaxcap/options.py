@@ -39,7 +39,7 @@ def add(parser: argparse.ArgumentParser) -> None:
                      help="another run that writes together with RUN: at every word the mean of their probabilities. May be "
                           "given several times. Encoders and decoders may differ, the vocabulary may not; settings are RUN's")
     who.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step, of every run")
-    who.add_argument("--average", type=int, metavar="N", help="the mean of the newest N checkpoints, of every run")
+    who.add_argument("--average", type=int, metavar="N", help="the mean of the newest N checkpoints, all of the last phase, of every run")
     how = parser.add_argument_group("how it searches", "What is not given is as the run's config.json says.")
     for key, (kind, metavar, meaning) in _SEARCH.items():
         action = "append" if kind is str else "store"

@@ -128,7 +128,8 @@ def read_config(directory: Path) -> config.Config:
 
 
 def load(directory: Path, *, step: int | None = None, average: int | None = None) -> Run:
-    """The run's best checkpoint, or that of `step`, or the mean of the parameters and statistics of its `average` newest ones.
+    """The run's best checkpoint, or that of `step`, or the mean of the parameters and statistics of its `average` newest ones,
+    which must be of one phase: models of two have too little in common.
 
     Raises `UserError` if anything is missing, damaged or does not fit.
     """
@@ -142,10 +143,13 @@ def load(directory: Path, *, step: int | None = None, average: int | None = None
         raise UserError(f"{directory} has no checkpoint yet; let training reach its first one")
     if step is not None and step not in steps:
         raise UserError(f"{directory} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
-    if average is not None and not 1 <= average <= len(steps):
-        raise UserError(f"{directory} keeps {len(steps)} checkpoints ({', '.join(map(str, steps))}); "
-                        f"{average} of them cannot be averaged")
-    chosen = steps[-average:] if average else [keeper.best_step() if step is None else step]
+    if average is not None:
+        last = keeper.position(steps[-1])["phase"]
+        alike = [one for one in steps if keeper.position(one)["phase"] == last]
+        if not 1 <= average <= len(alike):
+            raise UserError(f"{directory} keeps {len(alike)} checkpoints of its last phase ({', '.join(map(str, alike))}); "
+                            f"{average} of them cannot be averaged")
+    chosen = alike[-average:] if average else [keeper.best_step() if step is None else step]
     for one in chosen:
         check_words(directory, vocabulary, keeper.position(one), one)
     captioner = captioners.build(configuration, len(vocabulary))

@@ -169,10 +169,19 @@ def test_the_mean_of_checkpoints(folder):
     one, three = (runs.load(folder / "still", average=n) for n in (1, 3))
     jax.tree.map(np.testing.assert_array_equal, (one.params, one.batch_stats), (three.params, three.batch_stats))
     for n in (0, 4):
-        with pytest.raises(UserError, match=rf"keeps 3 checkpoints \(1, 2, 3\); {n} of them cannot be averaged"):
+        with pytest.raises(UserError, match=rf"keeps 3 checkpoints of its last phase \(1, 2, 3\); {n} of them cannot be averaged"):
             runs.load(folder / "one", average=n)
     with pytest.raises(UserError, match="--step takes one checkpoint"):
         caption.main([str(folder / "one"), str(folder / "red.png"), "--step", "2", "--average", "2"])
+
+
+def test_checkpoints_of_two_phases_are_not_averaged(tmp_path):
+    run = make_run(tmp_path / "run", 1, steps=(1, 2, 3))
+    (run / "checkpoints" / "1" / "position" / "metadata").write_text(
+        json.dumps({"step": 1, "phase": -1, "phase_step": 1, "words": len(WORDS)}))
+    assert runs.load(run, average=2).step == 3
+    with pytest.raises(UserError, match=r"keeps 2 checkpoints of its last phase \(2, 3\); 3 of them cannot be averaged"):
+        runs.load(run, average=3)
 
 
 def test_flags_reach_the_search(folder, capsys):
