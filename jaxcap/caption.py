@@ -21,12 +21,13 @@ from jaxcap.data import photos
 from jaxcap.errors import UserError, run_command
 from jaxcap.inference import Caption
 
+EXPLAINED = ".explained.png"  # how the pictures of --explain end: they are no photos
 LETTERS = 20  # that the font lacks are named
 
 
 def find(paths: list[Path]) -> list[Path]:
-    """The photos that `paths` name, those of a folder (and the folders in it) in alphabetical order; folders that cannot be listed
-    are among them, to be named as what cannot be read.
+    """The photos that `paths` name, those of a folder (and the folders in it) in alphabetical order, but for pictures that --explain left;
+    folders that cannot be listed are among them, to be named as what cannot be read.
 
     Raises `UserError` where a path does not exist or a folder holds no photo.
     """
@@ -46,7 +47,8 @@ def find(paths: list[Path]) -> list[Path]:
         closed = []
         inside = [Path(folder, name) for folder, _, names in os.walk(path, onerror=lambda error: closed.append(Path(error.filename)))
                   for name in names]
-        inside = [file for file in inside if file.suffix.lower() in photos.SUFFIXES and (os.path.isfile(file) or not os.path.exists(file))]
+        inside = [file for file in inside if file.suffix.lower() in photos.SUFFIXES and not file.name.endswith(EXPLAINED)
+                  and (os.path.isfile(file) or not os.path.exists(file))]
         if not inside and not closed:
             raise UserError(f"folder {path} holds no photo ({', '.join(photos.SUFFIXES)})")
         found += sorted(inside + closed)
@@ -114,7 +116,7 @@ def explained_names(paths: Sequence[Path]) -> list[str]:
             number += 1
             name = f"{path.stem}-{number}"
         taken.add(name)
-        names.append(f"{name}.explained.png")
+        names.append(f"{name}{EXPLAINED}")
     return names
 
 
@@ -124,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
         epilog="Photos may have any size and be grey, transparent, rotated by EXIF, JPEG, PNG, WebP, GIF, BMP or TIFF. One that "
                "cannot be read is named on stderr and skipped; the exit status is then 1. Bad usage exits with 2.")
     options.add(parser)
-    parser.add_argument("photos", type=_path, nargs="+", metavar="photo", help="photos, or folders of photos")
+    parser.add_argument("photos", type=_path, nargs="+", metavar="photo", help="photos, or folders of photos, with their subfolders")
     parser.add_argument("--top", type=int, default=1, metavar="N", help="captions a photo, at most the beam size (default: 1)")
     parser.add_argument("--batch-size", type=int, default=32, help="photos at once (default: 32)")
     parser.add_argument("--explain", action="store_true",

@@ -245,6 +245,12 @@ def test_a_folder_that_cannot_be_listed_is_named(source, tmp_path, monkeypatch):
         photos.load(source / "deep", 8)
 
 
+def test_pictures_that_explain_left_in_a_folder_are_no_photos(source):
+    (source / "deep" / "hund.explained.png").write_bytes((source / "hund.jpg").read_bytes())
+    assert source / "hund.jpg" in caption.find([source]) and source / "deep" / "hund.explained.png" not in caption.find([source])
+    assert caption.find([source / "deep" / "hund.explained.png"]) == [source / "deep" / "hund.explained.png"]
+
+
 @pytest.mark.parametrize("name", ["https://example.com/a.jpg", "http://example.com/a.jpg?" + 300 * "x", "-"])
 def test_what_is_no_file_is_to_be_downloaded_first(name, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=f"{re.escape(name)} is no file, as photos must be; download it first and name the file"):

@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     checker.add_argument("what", metavar="ENCODER|FILE")
     checker.add_argument("--encoder", metavar="NAME", help="which network FILE is (default: recognized by its tensors)")
     checker.add_argument("--photos", nargs="+", type=Path, default=[], metavar="PATH",
-                         help="photos and folders; prints the three likeliest of ImageNet's classes for each")
+                         help="photos and folders with their subfolders; prints the three likeliest of ImageNet's classes for each")
     arguments = parser.parse_args(argv)
     if arguments.command == "list":
         list_encoders()
