@@ -123,8 +123,9 @@ def explained_names(paths: Sequence[Path]) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m jaxcap.caption", description="Writes captions for photos, best first, with their probabilities.",
-        epilog="Photos may have any size and be grey, transparent, rotated by EXIF, JPEG, PNG, WebP, GIF, BMP or TIFF. One that "
-               "cannot be read is named on stderr and skipped; the exit status is then 1. Bad usage exits with 2.")
+        epilog="Photos may have any size and be grey, transparent, rotated by EXIF, JPEG, PNG, WebP, GIF, BMP, TIFF or, "
+               "where Pillow decodes it, AVIF. One that cannot be read is named on stderr and skipped; the exit status is "
+               "then 1. Bad usage exits with 2.")
     options.add(parser)
     parser.add_argument("photos", type=_path, nargs="+", metavar="photo", help="photos, or folders of photos, with their subfolders")
     parser.add_argument("--top", type=int, default=1, metavar="N", help="captions a photo, at most the beam size (default: 1)")

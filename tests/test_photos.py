@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from jaxcap.data import photos
 
@@ -93,6 +93,8 @@ def test_grey_of_32_bits_is_refused_and_not_made_black(values):
     ("GIF", "P", {}),
     ("BMP", "RGB", {}),
     ("TIFF", "RGB", {}),
+    pytest.param("AVIF", "RGB", {"quality": 100, "subsampling": "4:4:4"},
+                 marks=pytest.mark.skipif(".avif" not in photos.SUFFIXES, reason="this Pillow does not decode it")),
 ])
 def test_kinds_of_files_give_the_same_colours(kind, mode, options):
     image = Image.fromarray(scene())
@@ -123,6 +125,10 @@ def test_transparency_lies_on_white():
     for data in (encoded(rgba, "PNG"), encoded(rgba, "WEBP", lossless=True)):
         result = photos.decode(data)
         assert (result[:, :3] == (200, 10, 30)).all() and (result[:, 3:] == 255).all()
+
+
+def test_files_that_pillow_decodes_are_photos_of_a_folder():
+    assert (".avif" in photos.SUFFIXES) == features.check("avif")
 
 
 def test_shrinking_is_antialiased():

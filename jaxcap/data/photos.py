@@ -15,7 +15,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # of files that are taken for photos in a folder
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",  # of files that are taken for photos in a folder
+            *([".avif"] if ".avif" in Image.registered_extensions() else []))  # only where Pillow decodes them
 MAX_PIXELS = 100_000_000  # a larger photo is refused: decoding it would take more than 300 MB
 _TOO_LARGE = f"it has more than the {MAX_PIXELS // 1_000_000} million pixels that are decoded"
 
