@@ -1,12 +1,15 @@
 """What the person in front of the terminal did wrong, and how a command says so."""
 
 import errno
+import functools
 import io
 import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable
+from typing import Any
 
 
 class UserError(Exception):
@@ -21,7 +24,6 @@ class Stopped(Exception):
 
 
 _COMMANDS = ("jaxcap.", "benchmarks.")  # how the modules that are commands are named
-_interrupts: list[int] = []
 
 
 def _end(number, frame) -> None:
@@ -41,15 +43,13 @@ def end_at_interrupt() -> None:
         signal.signal(signal.SIGINT, _end)
 
 
-def _interrupt(number, frame) -> None:
-    _interrupts.append(number)
-    raise KeyboardInterrupt
-
-
-def heed_interrupts() -> None:
-    """Raises KeyboardInterrupt where one was lost, as Python drops those that arrive while it collects garbage."""
-    if _interrupts:
-        raise KeyboardInterrupt
+def _show_or_repeat(what: Any, shown: Callable[[Any], object]) -> None:
+    """Shows an error that nothing can catch, but has an interrupt come again: Python drops those that arrive while it collects garbage."""
+    if not isinstance(what.exc_value, KeyboardInterrupt):
+        return shown(what)
+    later = threading.Timer(0.1, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+    later.daemon = True
+    later.start()
 
 
 def free_or(otherwise: str, error: Exception) -> str:
@@ -82,12 +82,14 @@ def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command's `main` and exits with its status: 2 and one sentence on a `UserError`. SIGTERM ends it as an exception does,
     so that what it wrote for a time is gone and no child is left."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _end):  # not where a shell has it ignored, in the background
-        signal.signal(signal.SIGINT, _interrupt)
+    shown = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_show_or_repeat, shown=shown)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # of file names that are no text
     try:
+        if signal.getsignal(signal.SIGINT) is _end:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         status = main() or 0
         sys.stdout.flush()
     except UserError as error:
@@ -109,4 +111,5 @@ def run_command(main: Callable[[], int | None]) -> None:
             raise
         print(f"error: {sentence}", file=sys.stderr)
         status = 2
+    sys.unraisablehook = shown
     sys.exit(status)

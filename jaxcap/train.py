@@ -62,7 +62,6 @@ def train(configuration: Config, directory: Path, *, resume: bool = False) -> in
         state = initial_state(configuration, captioner, devices, begun)
         evaluator = evaluate.Evaluator(configuration, captioner, vocabulary, own, val_split, configuration.eval_photos)
         lengths = [phase_steps(phase, examples, configuration.batch_size) for phase in configuration.phases]
-    errors.heed_interrupts()
     if not resume:
         with parallel.all_or_none():
             if parallel.first():

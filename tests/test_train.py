@@ -155,13 +155,6 @@ def test_a_run_knows_its_places_from_any_directory(data, finished, tmp_path, mon
     assert train.main(["--resume", str(run), "data.dir=moved"]) == 0
 
 
-def test_an_interrupt_that_python_dropped_is_heeded_before_the_first_step(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(errors, "_interrupts", [signal.SIGINT])
-    with pytest.raises(KeyboardInterrupt):
-        train.main([*settings(data), "--run-dir", str(tmp_path / "run")])
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_state_packed_as_nvidia_cards_have_it_trains_saves_resumes_and_draws(data, finished, tmp_path, monkeypatch):
     monkeypatch.setattr(captioner, "build", functools.partial(captioner.build, platform="gpu"))
     packed = tmp_path / "packed"
