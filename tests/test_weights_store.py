@@ -47,13 +47,13 @@ def home(tmp_path, monkeypatch) -> Iterator[Path]:
 
 @pytest.fixture
 def run(capsys) -> Callable[..., tuple[int, str, str]]:
-    """`run("fetch", name)` is the command's exit status, and what it wrote to stdout and, without its bars, to stderr."""
+    """`run("fetch", name)` is the command's exit status, and what it wrote to stdout and, without its progress, to stderr."""
 
     def run(*arguments) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:
             run_command(lambda: command.main([str(argument) for argument in arguments]))
         out, err = capsys.readouterr()
-        return ended.value.code, out, re.split(r"\r|B/s\] *\n", err)[-1]
+        return ended.value.code, out, re.sub(r".*B/s.*\n", "", err)
 
     return run
 
