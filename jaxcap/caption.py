@@ -61,36 +61,54 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def captions(run: runs.Run, settings: configs.Search, paths: list[Path], *,
-             batch_size: int) -> Iterator[tuple[Path, list[Caption] | str]]:
-    """For every photo, in order, its captions, best first (drawn ones as drawn), or why it could not be read."""
-    devices = parallel.Parallel(run.config.parallel)
-    batch_size = -(-min(batch_size, len(paths)) // devices.size) * devices.size
-    decode = inference.decoder(run.captioner, settings, run.pack([configs.encoder_size(m.config) for m in run.members]),
-                               devices, run.vocab)
-    params, look = devices.replicate((run.params, inference.look(run.captioner, run.params, run.batch_stats)))
-    sizes = [member.config.data.size for member in run.members]
+class Writer:
+    """A run that writes captions for photos, compiled once for all that come (`jaxcap.load`).
 
-    def read(path: Path) -> dict[int, np.ndarray] | str:
+    Args:
+      settings: how it searches. Raises `UserError` where they do not fit the run.
+      batch_size: the most photos that are looked at together.
+    """
+
+    def __init__(self, run: runs.Run, settings: configs.Search, batch_size: int = 32):
+        self.run = run
+        self._devices, self._most = parallel.Parallel(run.config.parallel), batch_size
+        self._decode = inference.decoder(run.captioner, settings, run.pack([configs.encoder_size(m.config) for m in run.members]),
+                                         self._devices, run.vocab)
+        self._model = self._devices.replicate((run.params, inference.look(run.captioner, run.params, run.batch_stats)))
+        self._sizes = [member.config.data.size for member in run.members]
+
+    def __call__(self, *paths: str | Path) -> list[Caption]:
+        """The best caption of each photo. Raises `UserError` for one that cannot be read."""
+        best = []
+        for path, found in self.captions([Path(path) for path in paths]):
+            if isinstance(found, str):
+                raise UserError(f"{path} cannot be read: {found}")
+            best.append(found[0])
+        return best
+
+    def captions(self, paths: Sequence[Path]) -> Iterator[tuple[Path, list[Caption] | str]]:
+        """For every photo, in order, its captions, best first (drawn ones as drawn), or why it could not be read."""
+        batch_size = -(-max(min(self._most, len(paths)), 1) // self._devices.size) * self._devices.size
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, len(paths), batch_size):
+                part = paths[start:start + batch_size]
+                images = list(pool.map(self._read, part))
+                good = [image for image in images if not isinstance(image, str)]
+                written = iter(())
+                if good:
+                    image_BHWC = {size: np.resize([image[size] for image in good], (batch_size, size, size, 3)) for size in self._sizes}
+                    seen = self.run.pack([image_BHWC[size] for size in self._sizes])
+                    written = inference.captions(self._decode, *self._model, self.run.vocab, self._devices, [(seen, len(good))], start)
+                for path, image in zip(part, images):
+                    yield path, image if isinstance(image, str) else next(written)
+
+    def _read(self, path: Path) -> dict[int, np.ndarray] | str:
         try:
-            return {size: photos.load(path, size) for size in set(sizes)}
+            return {size: photos.load(path, size) for size in set(self._sizes)}
         except photos.DamagedPhoto as error:
             return str(error)
         except OSError as error:
             return error.strerror or str(error)
-
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(paths), batch_size):
-            part = paths[start:start + batch_size]
-            images = list(pool.map(read, part))
-            good = [image for image in images if not isinstance(image, str)]
-            written = iter(())
-            if good:
-                image_BHWC = {size: np.resize([image[size] for image in good], (batch_size, size, size, 3)) for size in sizes}
-                seen = run.pack([image_BHWC[size] for size in sizes])
-                written = inference.captions(decode, params, look, run.vocab, devices, [(seen, len(good))], start)
-            for path, image in zip(part, images):
-                yield path, image if isinstance(image, str) else next(written)
 
 
 def explained(explainer: explain.Explainer, path: Path, size: int, caption: str, written: Path, font: ImageFont.FreeTypeFont) -> list[str]:
@@ -155,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
         settings = dataclasses.replace(settings, beam=-(-arguments.top // settings.groups) * settings.groups)
     explainer = explain.Explainer(run) if arguments.explain else None
     skipped, lacking = 0, {}
-    for name, (path, found) in zip(explained_names(paths), captions(run, settings, paths, batch_size=arguments.batch_size)):
+    for name, (path, found) in zip(explained_names(paths), Writer(run, settings, arguments.batch_size).captions(paths)):
         if isinstance(found, str):
             skipped += 1
             print(f"skipped {path}: {found}", file=sys.stderr)

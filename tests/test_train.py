@@ -26,6 +26,7 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
+import jaxcap
 from jaxcap import (caption, captioner, checkpoints, config, errors, evaluate, explain, features, feed, inference, journal, parallel, prepare,
                     runs, train, vocab)
 from jaxcap import step as steps
@@ -349,6 +350,23 @@ def test_caption_takes_photos_of_any_kind_and_skips_damaged_ones(finished, tmp_p
         caption.main([str(finished), str(tmp_path / "nothing.jpg")])
     with pytest.raises(UserError, match="not a run directory"):
         caption.main([str(tmp_path), str(tmp_path / "a.jpg")])
+
+
+def test_a_run_is_called_with_photos(finished, tmp_path, capsys):
+    for name, color in (("a.png", (220, 40, 40)), ("b.png", (40, 220, 40))):
+        Image.new("RGB", (30, 20), color).save(tmp_path / name)
+    assert caption.main([str(finished), str(tmp_path), "--beam", "2", "--must-contain", "a", "--json"]) == 0
+    expected = [json.loads(line)["captions"][0] for line in capsys.readouterr().out.splitlines()]
+    write = jaxcap.load(str(finished), beam=2, must_contain=["a"])
+    found = write(str(tmp_path / "a.png"), tmp_path / "b.png")
+    assert [one.text for one in found] == [one["text"] for one in expected]
+    np.testing.assert_allclose([one.log_prob for one in found], [one["log_prob"] for one in expected], rtol=1e-5)
+    (tmp_path / "b.png").write_text("not a photo")
+    with pytest.raises(UserError, match="b.png cannot be read: "):
+        write(tmp_path / "a.png", tmp_path / "b.png")
+    assert write() == []
+    with pytest.raises(UserError, match="beem"):
+        jaxcap.load(finished, beem=2)
 
 
 def copied(finished, tmp_path):
