@@ -5,7 +5,8 @@ tool. At each place of a caption the rule that reads furthest wins (what it look
 those that read equally far.
 
 Not covered: a caption is tokenized by itself, whereas the Java tool peeks at the next line after "plan B."; a letter
-that entered Unicode after 2012 is kept here and lost there.
+that entered Unicode after 2012 is kept here and lost there; "n't" after a letter beyond English ("naïvewon't") and a
+capitalized abbreviation without a blank behind it ("Inc.o'clock", "Corp.A)") are cut in other places there.
 """
 
 import functools
