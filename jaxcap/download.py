@@ -10,8 +10,6 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from jaxcap import locks, progress
 from jaxcap.errors import UserError, free_or
 
@@ -80,7 +78,7 @@ def fetch(remote: Remote, directory: Path, otherwise: str = "") -> Path:
     return target
 
 
-def _complete(remote: Remote, file, bar: tqdm | progress.Lines) -> None:
+def _complete(remote: Remote, file, bar: progress.Bar) -> None:
     """Appends to `file` until it has the whole of it."""
     failures = 0
     while (before := file.seek(0, os.SEEK_END)) < remote.size or not remote.size:
@@ -100,7 +98,7 @@ def _complete(remote: Remote, file, bar: tqdm | progress.Lines) -> None:
             time.sleep(_PAUSE_S * 2 ** (failures - 1))
 
 
-def _transfer(remote: Remote, file, offset: int, bar: tqdm | progress.Lines) -> None:
+def _transfer(remote: Remote, file, offset: int, bar: progress.Bar) -> None:
     """One request for the bytes from `offset` on.
 
     Raises `_Cut` if they do not all come, `_GivenUp` on a refusal, `UserError` if they are not the published ones.

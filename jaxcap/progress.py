@@ -78,7 +78,10 @@ class Lines:
         return f"{number:,.0f}" if number >= 10 or number == int(number) else f"{number:.2g}"
 
 
-def bar(what: str, total: int | None, unit: str = " photos", initial: int = 0) -> tqdm | Lines:
+Bar = tqdm | Lines
+
+
+def bar(what: str, total: int | None, unit: str = " photos", initial: int = 0) -> Bar:
     """A bar, or lines where stderr is no terminal (without a total: a counter); unit "B" is written with k, M, G."""
     if not (silent or sys.stderr.isatty()):
         return Lines(what, total, unit, initial)

@@ -24,7 +24,6 @@ import tensorflow_datasets as tfds
 from absl import logging
 from array_record.python import array_record_module
 from tensorflow_datasets.core.writer import ExampleWriter
-from tqdm import tqdm
 
 from jaxcap import config, progress
 from jaxcap.data.places import builder_class, cannot_write, data_dir, dataset_name, find, prepared_path, replace
@@ -65,7 +64,7 @@ class CaptionBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         self._writing = self.target.with_name(f"incomplete.{secrets.token_hex(4)}_{self.VERSION}")  # TFDS leaves alone what is at `target`
         self.beside: dict[str, str] = {}  # file name → text that `contents` wants to lie beside the records
         self._index: dict[str, dict] = {}
-        self._bar: tqdm | progress.Lines | None = None
+        self._bar: progress.Bar | None = None
         with _quiet():
             super().__init__(data_dir=os.fspath(self._writing),
                              config=tfds.core.BuilderConfig(name=str(data.size), version=str(self.VERSION)))
@@ -179,7 +178,7 @@ class _Shard:
     records: Sequence[Record]
     start: int
     stop: int
-    bar: tqdm | progress.Lines
+    bar: progress.Bar
 
     def __call__(self) -> Iterator[tuple[int, dict]]:
         for i in range(self.start, self.stop):
