@@ -59,12 +59,13 @@ def problem(words: int, batch: int, embedding: int, units: int, seed: int = 0) -
 
 def scanned(x_TBE: jax.Array, kernel: jax.Array, bias_G: jax.Array, *, unroll: int, kernel_dtype: jnp.dtype | None) -> jax.Array:
     """Hidden states [T, B, D] from the zero state as jaxcap's decoder computes them, `unroll` words in a round of its loop."""
-    kernel = kernel.astype(kernel_dtype or kernel.dtype)
-    embedding = x_TBE.shape[-1]
+    # The barrier is the decoder's: else XLA cuts the kernel anew for every word. All words' inputs are one axis, for of an argument's two
+    # XLA for CPUs is slow at the sum that is the kernel's gradient; of what the decoder has in its place it is not.
+    input_kernel, hidden_kernel = jax.lax.optimization_barrier(jnp.split(kernel.astype(kernel_dtype or kernel.dtype), [x_TBE.shape[-1]]))
     unit = cells.get("lstm")
-    zero = unit.start(jnp.zeros((x_TBE.shape[1], kernel.shape[0] - embedding), x_TBE.dtype))
-    x_TBG = products.matmul(x_TBE, kernel[:embedding]) + bias_G
-    return cells.scan(unit.step, x_TBG, kernel[embedding:], None, zero, unroll)
+    zero = unit.start(jnp.zeros((x_TBE.shape[1], len(hidden_kernel)), x_TBE.dtype))
+    x_TBG = (products.matmul(x_TBE.reshape(-1, x_TBE.shape[-1]), input_kernel) + bias_G).reshape(*x_TBE.shape[:2], -1)
+    return cells.scan(unit.step, x_TBG, hidden_kernel, None, zero, unroll)
 
 
 def to_cudnn(kernel: np.ndarray, bias_G: np.ndarray, embedding: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
