@@ -105,12 +105,7 @@ def in_jax(of: Convolution, what: str, batch: int, together: int, dtype: jnp.dty
 
 def in_torch(of: Convolution, what: str, batch: int, together: int, dtype: str) -> Callable[[], Any]:
     """The same in PyTorch (cuDNN or oneDNN), channels last, all of it in `dtype`; on a GPU one CUDA graph."""
-    try:
-        import torch
-        from benchmarks.peers import torch_graph
-    except ImportError as error:
-        raise UserError("--peer needs torch: pip install torch, or leave --peer out") from error
-    device = torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
+    torch, device = timing.torch_here()
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = True  # as XLA takes float32 there
 
@@ -141,6 +136,8 @@ def in_torch(of: Convolution, what: str, batch: int, together: int, dtype: str) 
 
     if device.type == "cpu":
         return call
+    from benchmarks.peers import torch_graph
+
     graph, _ = torch_graph.capture(call, warm_up=3)
     replayed = types.SimpleNamespace(block_until_ready=torch.cuda.synchronize)  # what `timing.time_calls` waits for
 

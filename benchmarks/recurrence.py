@@ -125,22 +125,18 @@ def in_cudnn(problems: list[Problem], gradients: bool) -> tuple[Callable, Callab
 
     def read(result):
         for hidden_BTD, d_x_BTE, d_weights in result:
-            answer = Answer(np.asarray(hidden_BTD).swapaxes(0, 1))
+            found = ()
             if gradients:
                 d_input, d_hidden, d_bias, _ = (np.asarray(part[0]) for part in rnn.unpack_lstm_weights(d_weights, embedding, units, 1, False))
-                answer = Answer(answer.hidden_TBD, np.asarray(d_x_BTE).swapaxes(0, 1), *from_cudnn(d_input, d_hidden, d_bias))
-            yield answer
+                found = np.asarray(d_x_BTE).swapaxes(0, 1), *from_cudnn(d_input, d_hidden, d_bias)
+            yield Answer(np.asarray(hidden_BTD).swapaxes(0, 1), *found)
 
     return lambda: compiled(weights, given), read
 
 
 def in_torch(problems: list[Problem], gradients: bool, dtype: str) -> tuple[Callable, Callable]:
     """The same by `torch.nn.LSTM` (cuDNN or oneDNN), all of it in `dtype`."""
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError("--peer needs torch: pip install torch, or leave --peer out") from error
-    device = torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
+    torch, device = timing.torch_here()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as XLA takes float32 there
     embedding, units = problems[0].x_TBE.shape[-1], problems[0].d_hidden_TBD.shape[-1]
 
@@ -186,11 +182,9 @@ def apart(answer: Answer, right: Answer) -> float:
 def measure(batch: int, gradients: bool, arguments: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, float], dict[str, str]]:
     """Milliseconds of one recurrence by its form, a number a turn; how far each is from the loop in float32; and of those which are
     too far or fail, why."""
-    on_cpu = jax.default_backend() == "cpu"
-    problems = [problem(arguments.words, batch, arguments.units, arguments.units)]
-    problems += [one._replace(kernel=problems[0].kernel, bias_G=problems[0].bias_G)
-                 for one in (problem(arguments.words, batch, arguments.units, arguments.units, seed)
-                             for seed in range(1, 1 if on_cpu else ON_ACCELERATORS))]
+    together = 1 if jax.default_backend() == "cpu" else ON_ACCELERATORS
+    drawn = [problem(arguments.words, batch, arguments.units, arguments.units, seed) for seed in range(together)]
+    problems = [one._replace(kernel=drawn[0].kernel, bias_G=drawn[0].bias_G) for one in drawn]
     makers = {name: functools.partial(in_jaxcap, dtype=arguments.dtype, unroll=unroll) for name, unroll in FORMS.items()}
     if jax.default_backend() == "gpu":
         makers[CUDNN] = in_cudnn
@@ -214,7 +208,7 @@ def measure(batch: int, gradients: bool, arguments: argparse.Namespace) -> tuple
             calls[name], distances[name] = call, distance
         else:
             wrong[name] = f"does not compute jaxcap's LSTM: {distance:.3f} of the largest value apart, allowed are {APART}"
-    turns = [{name: timing.time_calls(call, repeats=1, calls=arguments.calls).ms / len(problems) for name, call in calls.items()}
+    turns = [{name: timing.time_calls(call, repeats=1, calls=arguments.calls).ms / together for name, call in calls.items()}
              for _ in range(arguments.turns)]
     return {name: [turn[name] for turn in turns] for name in calls}, distances, wrong
 

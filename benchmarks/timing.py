@@ -155,6 +155,15 @@ def calm_torch(about: dict) -> str | None:
     return os.environ.get("OMP_WAIT_POLICY")
 
 
+def torch_here() -> tuple[Any, Any]:
+    """PyTorch, for --peer, and the device of it that JAX has here. Raises `UserError` where it is not installed."""
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError("--peer needs torch: pip install torch, or leave --peer out") from error
+    return torch, torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
+
+
 def describe(about: dict) -> str:
     """A machine in a line or two."""
     name = f"{about['devices']} × {about['device']}" if about["platform"] != "cpu" else about["device"]

@@ -602,6 +602,22 @@ def test_an_lstm_as_cudnn_has_it_is_the_same():
     assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, theirs) and recurrence.apart(theirs, ours) < 1e-5
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+def test_cudnns_form_of_the_recurrence_is_read_right(gradients, monkeypatch):
+    """With JAX's reference in place of cuDNN, which only a card has."""
+
+    def reference(x_BTE, hidden, cell, weights, lengths, embedding, units, *rest):
+        return rnn.lstm_ref(x_BTE, hidden, cell, *rnn.unpack_lstm_weights(weights, embedding, units, 1, False), lengths, embedding, units, *rest)
+
+    monkeypatch.setattr(recurrence.rnn, "lstm", reference)
+    of = recurrence.problem(words=5, batch=3, embedding=6, units=4)
+    call, read = recurrence.in_cudnn([of, of], gradients)
+    (right,) = recurrence.in_jaxcap([of], gradients, "float32", 1)[0]()
+    found = list(read(call()))
+    assert len(found) == 2 and jax.tree.map(jnp.shape, found[0]) == jax.tree.map(jnp.shape, right)
+    assert recurrence.apart(found[1], right) < 1e-5
+
+
 def test_a_variant_that_fails_does_not_stop_the_others(tmp_path, capsys):
     path = tmp_path / "variants.json"
     assert not variants.main(["--tiny", "--turns", "1", "--repeats", "1", "--only", "fast arithmetic", "--flags=--xla_no_such_flag=1",
