@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from jaxcap import parallel
+from jaxcap import memory, parallel
 from jaxcap.errors import UserError
 
 REPEAT_S = 0.5  # a repeat goes on for about as long, at least one step
@@ -132,10 +132,9 @@ def time_calls(call: Callable[[], Any], *, repeats: int = 0, calls: int = 0, ste
 def machine() -> dict:
     """Everything that a number needs beside it: devices, processor, versions, commit, date, and how busy the machine is."""
     devices = jax.devices()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "platform": devices[0].platform, "device": _processor() if devices[0].platform == "cpu" else devices[0].device_kind,
-        "devices": len(devices), "processor": _processor(), "cores": cores, "load": round(os.getloadavg()[0], 1),
+        "devices": len(devices), "processor": _processor(), "cores": memory.cores(), "load": round(os.getloadavg()[0], 1),
         "jax": jax.__version__, "python": platform.python_version(), "commit": _commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "command": " ".join(sys.orig_argv[1:]),

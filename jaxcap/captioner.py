@@ -51,7 +51,7 @@ class Captioner:
         their product, and what a convolution gives need not be kept, or summed over, before and after it is normalized.
         """
         if batch_norm == "inference":
-            return self.frozen_encode(params, batch_stats)(image_BHWC), batch_stats
+            return self.frozen_encode(params, batch_stats, few=False)(image_BHWC), batch_stats
         variables = {"params": encoders.layers.rounded(flat.unpack(params["encoder"]), self.encoder_kernels),
                      "batch_stats": flat.unpack(batch_stats)}
         features_BHWF, updated = self.encoder.apply(
@@ -59,16 +59,16 @@ class Captioner:
         updated = updated.get("batch_stats", {})
         return _flatten(features_BHWF), flat.pack(updated) if isinstance(batch_stats, flat.Flat) else updated
 
-    def frozen_encode(self, params: PyTree, batch_stats: PyTree) -> Callable[[Array], Array]:
+    def frozen_encode(self, params: PyTree, batch_stats: PyTree, *, few: bool = True) -> Callable[[Array], Array]:
         """A pure function from photos [B, H, W, C] in [0, 1] to features [B, P, F], batch norm folded into filters.
 
         It is a pytree that carries the weights. For steps or searches that all look through the same encoder `folded` makes it once,
-        and they take it as an argument.
+        and they take it as an argument. On a CPU it sees `few` photos at a time, which is slow where a gradient goes through it.
         """
         variables = {"params": flat.unpack(params["encoder"]), "batch_stats": flat.unpack(batch_stats)}
         first = 3 if self.platform == "gpu" else 2 if self.encoder_kernels else 0  # cuDNN's order, or that of `dense`'s products
         folded = encoders.fold(self.spec, variables, dtype=self.encoder.dtype, kernel_dtype=self.encoder_kernels,
-                               remat=self.encoder.remat, first=first)
+                               remat=self.encoder.remat, first=first, few=few and self.platform == "cpu")
         return jax.tree_util.Partial(self._look, folded)
 
     @functools.cached_property

@@ -1,10 +1,15 @@
-"""The host's memory: kept from one step to the next, as long as there is enough."""
+"""The host's cores, and its memory: kept from one step to the next, as long as there is enough."""
 
 import ctypes
 import functools
 import os
 import sys
 from pathlib import Path
+
+
+def cores() -> int:
+    """Cores that the process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache

@@ -46,7 +46,7 @@ class TinyEncoder(nn.Module):
 class PlainCaptioner(Captioner):
     """TinyEncoder has no folded form; its frozen one is the plain one."""
 
-    def frozen_encode(self, params, batch_stats):
+    def frozen_encode(self, params, batch_stats, *, few=True):
         variables = {"params": params["encoder"], "batch_stats": batch_stats}
         return lambda image_BHWC: self.encoder.apply(variables, image_BHWC).reshape(len(image_BHWC), -1, F)
 

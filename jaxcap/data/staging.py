@@ -23,7 +23,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from jaxcap import config, locks, progress
+from jaxcap import config, locks, memory, progress
 from jaxcap.data import photos
 from jaxcap.data.places import cannot_write, stage_path
 from jaxcap.data.records import CaptionBuilder, Record
@@ -117,7 +117,7 @@ class PhotoBuilder(CaptionBuilder, skip_registration=True):
     def __init__(self, data: config.Data, plan: Plan, workers: int = 0):
         super().__init__(data)
         self.plan = plan
-        self.workers = workers or len(os.sched_getaffinity(0))
+        self.workers = workers or memory.cores()
         self.skipped: list[str] = []
         self._directory = stage_path(self.target)
 

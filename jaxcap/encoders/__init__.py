@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxcap.encoders import layers
+from jaxcap.encoders import few, layers
 from jaxcap.errors import UserError
 from jaxcap.weights import Entry
 
@@ -86,7 +86,7 @@ def init(module: nn.Module, key: jax.Array, size: int) -> dict:
     return jax.tree_util.tree_map_with_path(begin, shapes)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["module", "first"])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["module", "first", "few"])
 @dataclass(frozen=True)
 class Folded:
     """An encoder as a pure function image_BHWC → features_BHWF that carries its weights, batch norm folded into the convolutions
@@ -98,16 +98,19 @@ class Folded:
     variables: dict
     module: nn.Module
     first: int = 0  # the axis of kernels [height, width, in, out] that is kept first, so that none is turned to be read
+    few: bool = False  # see few photos at a time, as CPUs are fast at; gradients should not go through it
 
     def __call__(self, image_BHWC: jax.Array) -> jax.Array:
-        return self.module.apply(_moved(self.variables, 0, self.first), image_BHWC, batch_norm="folded")
+        layers = functools.partial(self.module.apply, _moved(self.variables, 0, self.first), batch_norm="folded")
+        return few.see(self.module, layers, image_BHWC) if self.few else layers(image_BHWC)
 
 
 def fold(spec: EncoderSpec, variables: dict, dtype=jnp.float32, kernel_dtype=None, remat: bool = False,
-         first: int = 0) -> Folded:
+         first: int = 0, few: bool = False) -> Folded:
     """The encoder `Folded`.
 
-    kernel_dtype: of the kernels that are factors of products, if another than the arithmetic's (`jaxcap.products`). first: as of `Folded`.
+    kernel_dtype: of the kernels that are factors of products, if another than the arithmetic's (`jaxcap.products`). first, few: as
+    of `Folded`.
     """
     params = layers.rounded(layers.fold(variables, spec.epsilon), kernel_dtype)
     if dtype != jnp.float32:
@@ -115,7 +118,7 @@ def fold(spec: EncoderSpec, variables: dict, dtype=jnp.float32, kernel_dtype=Non
     module = spec.module(dtype=dtype, remat=remat)
     siblings = module.sibling_layers() if hasattr(module, "sibling_layers") else {}
     variables = {"params": params, "joined": layers.joined(params, siblings)}
-    return Folded(_moved(variables, first, 0), module, first)
+    return Folded(_moved(variables, first, 0), module, first, few)
 
 
 def _moved(variables: dict, source: int, destination: int) -> dict:

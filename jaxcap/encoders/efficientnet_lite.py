@@ -71,13 +71,25 @@ class EfficientNetLite(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, image_BHWC, batch_norm: BatchNormMode = "inference"):
+    def __call__(self, x_BHWC, batch_norm: BatchNormMode = "inference", run: slice = slice(None)):
+        """`run`: of stem, blocks and head these alone, from what comes before them."""
         layer = functools.partial(ConvBN, activation=relu6, batch_norm=batch_norm, dtype=self.dtype)
         block = nn.remat(Block) if self.remat else Block
-        x_BHWC = layer(3, _STEM, (3, 3), 2, name="stem")(image_BHWC)
-        for i, stage in enumerate(blocks(self.width, self.depth)):
-            x_BHWC = block(*stage[1:], batch_norm, self.dtype, name=f"block{i}")(x_BHWC)
-        return layer(x_BHWC.shape[-1], _HEAD, name="head")(x_BHWC)
+        stages = blocks(self.width, self.depth)
+        layers = [layer(3, _STEM, (3, 3), 2, name="stem"),
+                  *(block(*stage[1:], batch_norm, self.dtype, name=f"block{i}") for i, stage in enumerate(stages)),
+                  layer(stages[-1].features, _HEAD, name="head")]
+        for one in layers[run]:
+            x_BHWC = one(x_BHWC)
+        return x_BHWC
+
+    def widths(self, height: int, width: int) -> list[int]:
+        """Numbers in the widest map within stem, blocks and head, of a photo of so many pixels."""
+        height, width, channels, found = -(-height // 2), -(-width // 2), _STEM, []
+        for stage in blocks(self.width, self.depth):
+            found.append(height * width * channels * stage.expansion)
+            height, width, channels = -(-height // stage.stride), -(-width // stage.stride), stage.features
+        return [found[0], *found, height * width * _HEAD]
 
 
 def blocks(width: float, depth: float) -> list[Stage]:

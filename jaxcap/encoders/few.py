@@ -1,0 +1,44 @@
+"""A batch few photos at a time: what a layer writes is still in a CPU's caches when the next one reads it. The features are the same."""
+
+import functools
+import itertools
+from collections.abc import Callable
+
+import jax
+
+from jaxcap import memory
+
+CACHE = 3 << 20  # bytes a core that maps may take at their widest
+
+
+def see(module, layers: Callable[..., jax.Array], image_BHWC: jax.Array) -> jax.Array:
+    """`layers(image_BHWC)`, the whole of a network, few photos at a time.
+
+    A network whose maps shrink far has a method `widths`: the numbers in the widest map within each of its layers, of a photo of
+    that height and width. Then `layers` takes a slice of them, and each run of layers has as many photos as fit. Other networks
+    see as many from end to end as fit themselves.
+    """
+    _, height, width, channels = image_BHWC.shape
+    if not hasattr(module, "widths"):
+        return _mapped(layers, image_BHWC, _photos(height * width * channels))
+    x_BHWC, photos, start = image_BHWC, [_photos(numbers) for numbers in module.widths(height, width)], 0
+    for many, run in itertools.groupby(photos):
+        end = start + len(list(run))
+        x_BHWC = _mapped(functools.partial(layers, run=slice(start, end)), x_BHWC, many)
+        start = end
+    return x_BHWC
+
+
+def _photos(numbers: int) -> int:
+    """Of so many float32 numbers each as many, a power of two, as fit into the caches of the cores."""
+    return 1 << max(CACHE * memory.cores() // (4 * numbers), 1).bit_length() - 1
+
+
+def _mapped(layers: Callable[[jax.Array], jax.Array], x_BHWC: jax.Array, photos: int) -> jax.Array:
+    """`layers(x_BHWC)` in equal parts of at most so many photos; in one where only parts of less than half as many would be equal."""
+    batch = len(x_BHWC)
+    part = max(n for n in range(1, min(photos, batch) + 1) if batch % n == 0)
+    if part == batch or 2 * part < photos:
+        return layers(x_BHWC)
+    y = jax.lax.map(layers, x_BHWC.reshape(-1, part, *x_BHWC.shape[1:]))
+    return y.reshape(batch, *y.shape[2:])
