@@ -20,7 +20,8 @@ from jaxcap.errors import UserError, run_command
 def ours(spec: EncoderSpec, image_BHWC: np.ndarray) -> Callable[[], jax.Array]:
     """A compiled call that turns uint8 photos on the device into pooled features, with random weights."""
     variables = jax.jit(functools.partial(encoders.init, spec.module(), size=image_BHWC.shape[1]))(jax.random.key(0))
-    look, image_BHWC = jax.jit(functools.partial(encoders.fold, spec))(variables), jax.device_put(image_BHWC)
+    fold = functools.partial(encoders.fold, spec, few=jax.default_backend() == "cpu")
+    look, image_BHWC = jax.jit(fold)(variables), jax.device_put(image_BHWC)
 
     @jax.jit
     def encode(look, image_BHWC):

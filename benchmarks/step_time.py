@@ -9,8 +9,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 
 from benchmarks import real_input, timing, top_ops, workload
 from benchmarks.step_report import (PAYS, THEN_BATCH, THEN_S, comparison, growing, heading, input_of, named, notes, rows,
@@ -23,6 +25,7 @@ from jaxcap import losses, memory, parallel
 from jaxcap.captioner import Captioner
 from jaxcap.errors import UserError, run_command
 
+PyTree = Any
 DEFAULT = {**workload.KINDS, CACHED_8.name: CACHED_8}
 KINDS = {**DEFAULT, **FIVE}
 INPUTS = ("synthetic", "real")
@@ -55,7 +58,8 @@ def measure(kind: workload.Kind, of: workload.Settings, model: tuple, batch: int
         "scaled_down": not arguments.repeats and len(timed.repeats_ms) < timing.MOST,
         "photos_per_s_per_device": batch / seconds / devices,
         "set_up_s": ready - start, "compile_s": compile_s, "loss": [loss, last_loss],
-        **costs(lowered, compiled, of, model[0], batch * kind.captions // devices, train=kind.train, together=kind.together),
+        **costs(lowered, compiled, of, model[0], batch * kind.captions // devices, train=kind.train, together=kind.together,
+                looped=0.0 if kind.cached or kind.phase == workload.JOINT else in_loops(of, *model, batch // devices)),
         "captions_per_photo": kind.captions,
         "times_faster": {who: then * batch / THEN_BATCH / seconds for who, then in THEN_S.items() if kind.train and not arguments.tiny},
     }
@@ -87,12 +91,12 @@ def order(arguments: argparse.Namespace, batches: Sequence[int], results: list[d
 
 
 def costs(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled | None, of: workload.Settings, captioner: Captioner, rows: int,
-          *, train: bool, together: int = 1) -> dict:
+          *, train: bool, together: int = 1, looped: float = 0.0) -> dict:
     """What one device does in one step, by XLA's own count.
 
     gflop: of the program as it is handed to the compiler, so the same on every machine of a platform; a compiled one hides what it gives
-    to cuDNN and cuBLAS. None where neither can be counted (under pmap on GPUs). XLA counts the body of a loop once: the recurrent products of the LSTM's other rounds are added here, and
-    of a loss in chunks the other chunks' products.
+    to cuDNN and cuBLAS. None where neither can be counted (under pmap on GPUs). XLA counts the body of a loop once: the recurrent products of the LSTM's other rounds are added here,
+    of a loss in chunks the other chunks' products, and of an encoder what is `looped` (`in_loops`).
     gb: read and written by the compiled step; without what cuDNN, cuBLAS and loops move (gb_is_lower_bound).
     program_gib: arguments, results and temporaries of the compiled step.
     """
@@ -104,17 +108,29 @@ def costs(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled | None, of:
     if analysis is None:  # as jax 0.11 on GPUs: then the compiled program's products, loops included
         flops = sum(k.times * k.flop for k in Program(compiled.as_text()).kernels) / together if compiled else None
     else:
-        flops = analysis["flops"] + uncounted * one_product * (2 if train else 1)
+        flops = analysis["flops"] + looped + uncounted * one_product * (2 if train else 1)
         chunks, size = losses.chunked(rows * of.tokens)
         flops += (chunks - 1) * 2 * size * hidden * of.vocabulary * (3 if train else 1)
     gb = program_gib = lower_bound = None
     if compiled is not None:
         gb = compiled.cost_analysis().get("bytes accessed", 0) / 1e9 or None
-        lower_bound = any(mark in compiled.as_text() for mark in ("__cudnn", "__cublas"))
+        lower_bound = any(mark in compiled.as_text() for mark in ("__cudnn", "__cublas", " while("))
         plan = compiled.memory_analysis()
         program_gib = (plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
                        + plan.temp_size_in_bytes) / 2**30
     return {"gflop": None if flops is None else flops / 1e9, "gb": gb, "gb_is_lower_bound": lower_bound, "program_gib": program_gib}
+
+
+def in_loops(of: workload.Settings, captioner: Captioner, params: PyTree, batch_stats: PyTree, photos: int) -> float:
+    """What XLA does not count, in floating-point operations, of a frozen encoder that sees so many photos few at a time."""
+    size = configs.encoder_size(of.config)
+    image_BHWC = jax.ShapeDtypeStruct((photos, size, size, 3), np.float32)
+
+    def counted(few: bool) -> float:
+        see = jax.jit(lambda params, batch_stats, image_BHWC: captioner.frozen_encode(params, batch_stats, few=few)(image_BHWC))
+        return see.lower(params, batch_stats, image_BHWC).cost_analysis()["flops"]
+
+    return counted(False) - counted(True) if captioner.platform == "cpu" else 0.0
 
 
 def peaks(arguments: argparse.Namespace) -> Peak | None:

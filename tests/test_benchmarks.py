@@ -27,6 +27,7 @@ from benchmarks.workload import KINDS
 from jaxcap import captioner as captioners
 from jaxcap import encoders
 from jaxcap.data import records
+from jaxcap.encoders import few
 from jaxcap.errors import UserError
 from jaxcap.vocab import BOS, EOS, PAD
 
@@ -323,6 +324,17 @@ def test_arithmetic_is_counted_in_full(B):
         assert step_time.costs(uncounted, None, of, captioner, B, train=True)["gflop"] is None
         counted = step_time.costs(uncounted, lowered.compile(), of, captioner, B, train=True, together=2)["gflop"]
         assert counted == pytest.approx((forward + backward) / 1e9, rel=0.02)
+
+
+def test_arithmetic_of_an_encoder_that_sees_few_photos_at_a_time_is_counted_in_full(monkeypatch):
+    of, gflop = workload.settings(tiny=True), []
+    arguments = argparse.Namespace(tiny=True, repeats=1, steps_per_repeat=1, peak_tflops=None, peak_gb_per_s=None, profile=None)
+    for cache in (1 << 30, 4 * 24 * 24 * 3):  # of a core: for the whole batch, or for a photo
+        monkeypatch.setattr(few, "CACHE", cache)
+        result = step_time.measure(KINDS["eval"], of, workload.model(of), 64, arguments)
+        assert result["gb_is_lower_bound"]
+        gflop.append(result["gflop"])
+    assert gflop[1] == pytest.approx(gflop[0], rel=0.01)
 
 
 def test_time_calls_counts_and_warms_up():
