@@ -67,6 +67,7 @@ class Journal:
     def pause(self) -> None:
         """Forgets the time since the last line: it went into something other than steps."""
         self._last = time.perf_counter()
+        self._bar.unpause()
 
     def training(self, step: int, losses: list[float], **values: float | str) -> None:
         """Records the steps up to `step`, whose losses are given, oldest first; `values` go into the line as they are."""

@@ -30,13 +30,20 @@ class Lines:
 
     def update(self, n: int = 1) -> None:
         self.n += n
-        if time.monotonic() - self._spoke >= PAUSE_S:
+        self._updated = time.monotonic()
+        if self._updated - self._spoke >= PAUSE_S:
             self._say()
             self._ends = True
 
     def refresh(self) -> None:
         """After `n` was set: what is there already is no speed."""
         self._first, self._begun = self.n, time.monotonic()
+        self._updated = self._begun
+
+    def unpause(self) -> None:
+        """The time since the last update went into something else and counts for no speed."""
+        now = time.monotonic()
+        self._begun, self._updated = self._begun + now - self._updated, now
 
     def reset(self) -> None:
         self.n = 0

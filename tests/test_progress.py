@@ -54,6 +54,20 @@ def test_what_goes_on_inside_another_speaks_only_when_it_takes_long(clock, capsy
                                        "reading: 1 of 1 photos, 0.25 photos/s\n")
 
 
+def test_time_that_went_into_something_else_counts_for_no_speed(clock, capsys):
+    with progress.bar("training", 100, " steps") as bar:
+        clock.s += 60  # features
+        bar.unpause()
+        clock.s += 10
+        bar.update(20)
+        clock.s += 40  # scores
+        bar.unpause()
+        clock.s += 10
+        bar.update(20)
+    assert capsys.readouterr().err == ("training: 20 of 100 steps, 2 steps/s, 40 s left\n"
+                                       "training: 40 of 100 steps, 2 steps/s, 30 s left\n")
+
+
 def test_a_download_that_goes_on_counts_what_arrives(clock, capsys):
     with progress.bar("train2014.zip", None, "B") as bar:
         bar.n = 10**9

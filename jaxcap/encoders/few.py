@@ -15,8 +15,8 @@ def see(module, layers: Callable[..., jax.Array], image_BHWC: jax.Array) -> jax.
     """`layers(image_BHWC)`, the whole of a network, few photos at a time.
 
     A network whose maps shrink far has a method `widths`: the numbers in the widest map within each of its layers, of a photo of
-    that height and width. Then `layers` takes a slice of them, and each run of layers has as many photos as fit. Other networks
-    see as many from end to end as fit themselves.
+    that height and width. `layers` then takes a slice of them, and every run of layers sees as many photos as there is room for
+    their maps. Through other networks go as many photos as there is room for the photos themselves.
     """
     _, height, width, channels = image_BHWC.shape
     if not hasattr(module, "widths"):
@@ -30,7 +30,7 @@ def see(module, layers: Callable[..., jax.Array], image_BHWC: jax.Array) -> jax.
 
 
 def _photos(numbers: int) -> int:
-    """Of so many float32 numbers each as many, a power of two, as fit into the caches of the cores."""
+    """As many, a power of two, as there is room for in the caches of all cores, of so many float32 numbers each; at least one."""
     return 1 << max(CACHE * memory.cores() // (4 * numbers), 1).bit_length() - 1
 
 
