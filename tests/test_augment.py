@@ -28,14 +28,15 @@ def test_saturation_and_hue_are_those_of_the_hsv_model():
         for at in np.ndindex(9, 9):
             h, s, v = colorsys.rgb_to_hsv(*map(float, image_HWC[at]))
             expected[at] = colorsys.hsv_to_rgb((h + hue) % 1, min(s * saturation, 1), v)
-        np.testing.assert_allclose(augment.adjust_saturation_hue(image_HWC, saturation, hue), expected, atol=1e-5)
+        found_CHW = augment.adjust_saturation_hue(np.moveaxis(image_HWC, -1, 0), saturation, hue)
+        np.testing.assert_allclose(np.moveaxis(found_CHW, 0, -1), expected, atol=1e-5)
 
 
 def test_contrast_is_about_the_channel_mean(photos_BHWC):
-    image_HWC = photos_BHWC[0] / 255.0
-    found = augment.adjust_contrast(image_HWC, 0.5)
-    np.testing.assert_allclose(found.mean(axis=(0, 1)), image_HWC.mean(axis=(0, 1)), rtol=1e-5)
-    np.testing.assert_allclose(found.std(axis=(0, 1)), 0.5 * image_HWC.std(axis=(0, 1)), rtol=1e-4)
+    image_CHW = jnp.moveaxis(photos_BHWC[0], -1, 0) / 255.0
+    found = augment.adjust_contrast(image_CHW, 0.5)
+    np.testing.assert_allclose(found.mean(axis=(1, 2)), image_CHW.mean(axis=(1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(found.std(axis=(1, 2)), 0.5 * image_CHW.std(axis=(1, 2)), rtol=1e-4)
 
 
 def test_crops_and_flips_are_parts_of_the_photo_and_vary(photos_BHWC):
@@ -65,10 +66,10 @@ def test_the_two_orders_of_contrast_both_occur():
     assert 0 < sum(last) < 20
     for key, contrast_last in zip(keys[:6], last):
         ks = jax.random.split(key, 5)
-        x = image_HWC + jax.random.uniform(ks[0], minval=-32 / 255, maxval=32 / 255)
+        x = jnp.moveaxis(image_HWC, -1, 0) + jax.random.uniform(ks[0], minval=-32 / 255, maxval=32 / 255)
         s, h, c = (jax.random.uniform(k, minval=a, maxval=b) for k, (a, b) in zip(ks[1:4], ((0.5, 1.5), (-0.032, 0.032), (0.5, 1.5))))
         if contrast_last:
             x = augment.adjust_contrast(augment.adjust_saturation_hue(x, s, h), c)
         else:
             x = augment.adjust_saturation_hue(augment.adjust_contrast(x, c), s, h)
-        np.testing.assert_allclose(augment.distort_color(key, image_HWC), jnp.clip(x, 0, 1), atol=1e-5)
+        np.testing.assert_allclose(augment.distort_color(key, image_HWC), jnp.moveaxis(jnp.clip(x, 0, 1), 0, -1), atol=1e-5)

@@ -407,13 +407,13 @@ def test_distortions_are_jaxcaps(peer, tmp_path):
         expected_HWC = image_BHWC[row, top:top + 6, left:left + 6] / np.float32(255)
         expected_HWC = expected_HWC[:, ::-1] if draws["flip_B"][n] else expected_HWC
         np.testing.assert_array_equal(out["cropped"][n], expected_HWC)
-        bright_HWC, factor = jnp.asarray(expected_HWC) + draws["brightness_B"][n], draws["contrast_B"][n]
+        bright_CHW, factor = jnp.moveaxis(expected_HWC, -1, 0) + draws["brightness_B"][n], draws["contrast_B"][n]
         if not draws["contrast_last_B"][n]:
-            bright_HWC = augment.adjust_contrast(bright_HWC, factor)
-        expected_HWC = augment.adjust_saturation_hue(bright_HWC, draws["saturation_B"][n], draws["hue_B"][n])
+            bright_CHW = augment.adjust_contrast(bright_CHW, factor)
+        expected_CHW = augment.adjust_saturation_hue(bright_CHW, draws["saturation_B"][n], draws["hue_B"][n])
         if draws["contrast_last_B"][n]:
-            expected_HWC = augment.adjust_contrast(expected_HWC, factor)
-        np.testing.assert_allclose(out["coloured"][n], jnp.clip(expected_HWC, 0, 1), atol=3e-6)
+            expected_CHW = augment.adjust_contrast(expected_CHW, factor)
+        np.testing.assert_allclose(out["coloured"][n], np.moveaxis(jnp.clip(expected_CHW, 0, 1), 0, -1), atol=3e-6)
     assert set(out["top_B"]) == set(out["left_B"]) == {0, 1, 2, 3} and 0.4 < out["flip_B"].mean() < 0.6
     for name, (low, high) in {"brightness_B": (-augment.BRIGHTNESS, augment.BRIGHTNESS), "saturation_B": augment.SATURATION,
                               "hue_B": (-augment.HUE, augment.HUE), "contrast_B": augment.CONTRAST}.items():

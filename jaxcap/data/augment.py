@@ -52,35 +52,40 @@ def window(image_HWC: Array, top: Array, left: Array, size: int) -> Array:
 
 
 def distort_color(key: Array, image_HWC: Array) -> Array:
-    """Brightness, saturation, hue, contrast in the order b, s, h, c or b, c, s, h (evenly drawn), clipped to [0, 1]."""
+    """Brightness, saturation, hue, contrast in the order b, s, h, c or b, c, s, h (evenly drawn), clipped to [0, 1].
+
+    In between channels come first: a CPU computes long rows of one channel many numbers at a time.
+    """
     keys = jax.random.split(key, 5)
-    image_HWC = image_HWC + jax.random.uniform(keys[0], minval=-BRIGHTNESS, maxval=BRIGHTNESS)
+    image_CHW = jnp.moveaxis(image_HWC, -1, 0) + jax.random.uniform(keys[0], minval=-BRIGHTNESS, maxval=BRIGHTNESS)
     saturation = jax.random.uniform(keys[1], minval=SATURATION[0], maxval=SATURATION[1])
     hue = jax.random.uniform(keys[2], minval=-HUE, maxval=HUE)
     factor = jax.random.uniform(keys[3], minval=CONTRAST[0], maxval=CONTRAST[1])
     contrast_last = jax.random.bernoulli(keys[4])
     # Contrast is applied once; which side of the other two it stands on is a matter of two selects.
-    early = jnp.where(contrast_last, image_HWC, adjust_contrast(image_HWC, factor))
+    early = jnp.where(contrast_last, image_CHW, adjust_contrast(image_CHW, factor))
     turned = adjust_saturation_hue(early, saturation, hue)
-    return jnp.clip(jnp.where(contrast_last, adjust_contrast(turned, factor), turned), 0, 1)
+    image_CHW = jnp.where(contrast_last, adjust_contrast(turned, factor), turned)
+    return jnp.moveaxis(jnp.clip(image_CHW, 0, 1), 0, -1)
 
 
-def adjust_contrast(image_HWC: Array, factor: Array) -> Array:
+def adjust_contrast(image_CHW: Array, factor: Array) -> Array:
     """Each channel's distance from its mean, times `factor` (tf.image.adjust_contrast)."""
-    mean_C = image_HWC.mean(axis=(0, 1), keepdims=True)
-    return (image_HWC - mean_C) * factor + mean_C
+    mean_C = image_CHW.mean(axis=(1, 2), keepdims=True)
+    return (image_CHW - mean_C) * factor + mean_C
 
 
-def adjust_saturation_hue(image_HWC: Array, saturation: Array, hue: Array) -> Array:
+def adjust_saturation_hue(image_CHW: Array, saturation: Array, hue: Array) -> Array:
     """HSV saturation times `saturation` (at most 1), hue turned by `hue` of the circle (tf.image.adjust_saturation, _hue)."""
-    value = image_HWC.max(axis=-1)
-    chroma = value - image_HWC.min(axis=-1)
-    r, g, b = image_HWC[..., 0], image_HWC[..., 1], image_HWC[..., 2]
+    r, g, b = image_CHW
+    value = image_CHW.max(axis=0)
+    chroma = value - image_CHW.min(axis=0)
     safe = jnp.where(chroma > 0, chroma, 1)
-    sextant = jnp.where(value == r, (g - b) / safe % 6, jnp.where(value == g, (b - r) / safe + 2, (r - g) / safe + 4))
+    sextant = jnp.where(value == r, (g - b) / safe, jnp.where(value == g, (b - r) / safe + 2, (r - g) / safe + 4))
     sextant = jnp.where(chroma > 0, sextant, 0) + 6 * hue
     old_saturation = jnp.where(value > 0, chroma / jnp.where(value > 0, value, 1), 0)
     new_chroma = jnp.clip(old_saturation * saturation, 0, 1) * value
     # The closed form of HSV → RGB: channel n loses chroma · clip(min(k, 4 − k), 0, 1), k = (n + sextant) mod 6.
-    k = (jnp.array([5.0, 3.0, 1.0]) + sextant[..., None]) % 6
-    return value[..., None] - new_chroma[..., None] * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+    k = jnp.array([5.0, 3.0, 1.0])[:, None, None] + sextant
+    k -= 6 * jnp.floor(k / 6)  # a CPU takes the operator % number by number
+    return value - new_chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
