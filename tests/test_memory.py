@@ -87,3 +87,12 @@ def test_memory_is_not_looked_at_in_every_short_step(monkeypatch):
         devices.pace(None)
         counts.append(len(looked))
     assert counts == [1, 1, 1, 2]
+
+
+def test_cores_are_those_of_the_process_or_where_that_is_not_known_of_the_machine(monkeypatch):
+    if hasattr(os, "sched_getaffinity"):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 5})
+        assert memory.cores() == 3
+        monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert memory.cores() == 8

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from tqdm import tqdm
 
-from jaxcap import progress
+from jaxcap import journal, progress
 
 
 @pytest.fixture
@@ -54,18 +54,17 @@ def test_what_goes_on_inside_another_speaks_only_when_it_takes_long(clock, capsy
                                        "reading: 1 of 1 photos, 0.25 photos/s\n")
 
 
-def test_time_that_went_into_something_else_counts_for_no_speed(clock, capsys):
-    with progress.bar("training", 100, " steps") as bar:
-        clock.s += 60  # features
-        bar.unpause()
+def test_a_run_s_speed_leaves_out_time_that_went_into_something_else(clock, capsys, tmp_path):
+    log = journal.Journal(tmp_path, total=100)
+    log.phase("words", new=True)
+    for step, else_s in ((20, 60), (40, 40)):  # features, then scores
+        clock.s += else_s
+        log.pause()
         clock.s += 10
-        bar.update(20)
-        clock.s += 40  # scores
-        bar.unpause()
-        clock.s += 10
-        bar.update(20)
-    assert capsys.readouterr().err == ("training: 20 of 100 steps, 2 steps/s, 40 s left\n"
-                                       "training: 40 of 100 steps, 2 steps/s, 30 s left\n")
+        log.training(step, [1.0] * 20)
+    log.close()
+    assert capsys.readouterr().err == ("words: 20 of 100 steps, 2 steps/s, 40 s left, loss 1.000\n"
+                                       "words: 40 of 100 steps, 2 steps/s, 30 s left, loss 1.000\n")
 
 
 def test_a_download_that_goes_on_counts_what_arrives(clock, capsys):

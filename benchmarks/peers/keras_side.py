@@ -11,6 +11,7 @@ import tensorflow as tf
 from benchmarks.peers import forms
 from benchmarks.peers.keras_step import Step
 from benchmarks.peers.peer_side import PeerSide
+from jaxcap import memory
 from jaxcap.errors import UserError
 
 
@@ -33,7 +34,7 @@ class Side(PeerSide):
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
         self._read()
-        return {"threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()}
+        return {"threads": memory.cores()}
 
     def forget(self) -> dict:
         super().forget()

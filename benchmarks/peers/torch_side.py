@@ -1,13 +1,12 @@
 """PyTorch's side."""
 
-import os
-
 import torch
 
 from benchmarks.peers import forms
 from benchmarks.peers.peer_side import PeerSide
 from benchmarks.peers.torch_captions import Captions
 from benchmarks.peers.torch_step import Step
+from jaxcap import memory
 from jaxcap.errors import UserError
 
 
@@ -25,7 +24,7 @@ class Side(PeerSide):
             raise UserError("jaxcap runs on a GPU that this PyTorch cannot use: install it for CUDA, or set JAX_PLATFORMS=cpu")
         self._device = torch.device("cuda" if platform == "gpu" else "cpu")
         if self._device.type == "cpu":
-            torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+            torch.set_num_threads(memory.cores())
         self._read()
         return {"threads": torch.get_num_threads()}
 
