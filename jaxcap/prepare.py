@@ -1,6 +1,7 @@
 """`python -m jaxcap.prepare DATASET …`: decodes and resizes the photos of a data set once, for all runs to come."""
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from jaxcap.data import captions, coco, flickr8k, folder, places, records
 from jaxcap.data.staging import PhotoBuilder, Plan
 from jaxcap.errors import UserError, require_text, run_command
 
-_CAPTIONS = "captions.sha256"  # beside the records of a folder
+_MADE_OF = "made_of.json"  # beside the records of a folder
 _SPLITS = ("train", "restval", "val", "test")  # the usual ones
 _SHOWN = 20  # skipped photos named on the terminal; all of them are in skipped.txt
 
@@ -93,16 +94,28 @@ def _data(options: argparse.Namespace) -> config.Data:
 
 
 def _made_of(options: argparse.Namespace) -> dict[str, str]:
-    """What lies beside a folder's records to tell its captions from others: file name → text, a line as sha256sum writes it."""
-    return {_CAPTIONS: f"{captions.digest(options.captions)}  {options.captions.absolute()}\n"} if options.dataset == "folder" else {}
+    """What lies beside a folder's records to tell what they were made of: file name → text."""
+    if options.dataset != "folder":
+        return {}
+    made_of = {"captions": str(options.captions.absolute()), "sha256": captions.digest(options.captions),
+               "val_share": options.val_share, "test_share": options.test_share}
+    return {_MADE_OF: json.dumps(made_of, indent=1) + "\n"}
 
 
 def _require_same(path: Path, made_of: dict[str, str]) -> None:
-    """Raises `UserError` where the data set in `path` was made from other captions; one that does not say from which is let be."""
-    if made_of and (path / _CAPTIONS).exists():
-        before, _, file = (path / _CAPTIONS).read_text("utf-8", "replace").rstrip("\n").partition("  ")
-        if before != made_of[_CAPTIONS].partition("  ")[0]:
-            raise UserError(f"{path} was made from other captions ({file}, as it was then); use --force to make it anew, or another --label")
+    """Raises `UserError` where the data set in `path` was made from other captions or shares; one that does not say from which is let be."""
+    if not made_of or not (path / _MADE_OF).exists():
+        return
+    now = json.loads(made_of[_MADE_OF])
+    try:
+        before = {**now, **json.loads((path / _MADE_OF).read_text("utf-8"))}
+    except (OSError, ValueError, TypeError):  # damaged
+        return
+    way_out = "use --force to make it anew, or another --label"
+    if before["sha256"] != now["sha256"]:
+        raise UserError(f"{path} was made from other captions ({before['captions']}, as it was then); {way_out}")
+    if any(before[share] != now[share] for share in ("val_share", "test_share")):
+        raise UserError(f"{path} was made with --val-share {before['val_share']} --test-share {before['test_share']}; {way_out}")
 
 
 def _announce(plan: Plan) -> None:

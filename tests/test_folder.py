@@ -148,7 +148,7 @@ def test_prepared_and_read_back(source, tmp_path, capsys):
     assert [int(split.image(i)[0, 0, 0]) for i in range(3)] == [0, 80, 40]
 
 
-def test_other_captions_under_the_same_label_are_refused(source, tmp_path, capsys):
+def test_other_captions_or_shares_under_the_same_label_are_refused(source, tmp_path, capsys):
     file, data = written(tmp_path, "first.csv", as_csv()), config.Data(name="folder", label="pets", size=8, dir=str(tmp_path / "data"))
     arguments = ["folder", "--source", str(source), "--label", "pets", "--size", "8", "--data-dir", data.dir, "--captions"]
     assert prepare.main([*arguments, str(file)]) == 0
@@ -157,11 +157,13 @@ def test_other_captions_under_the_same_label_are_refused(source, tmp_path, capsy
     other = written(tmp_path, "second.csv", as_csv().replace("a dog", "a hound"))
     with pytest.raises(UserError, match=f"pets/8/1.0.0 was made from other captions .{file}, as .* --force .* another --label"):
         prepare.main([*arguments, str(other)])
+    with pytest.raises(UserError, match="pets/8/1.0.0 was made with --val-share 0.05 --test-share 0.05; use --force .* another --label"):
+        prepare.main([*arguments, str(file), "--val-share", "0.5"])
     assert records.open_split(data, "train").captions[0][1] == "a dog"
-    (path / "captions.sha256").rename(tmp_path / "aside")  # as data sets were before: nothing is known of their captions
+    (path / "made_of.json").write_text("[1", encoding="utf-8")  # damaged: nothing is known of its captions
     assert prepare.main([*arguments, str(other)]) == 0 and "already prepared" in capsys.readouterr().out.splitlines()[-1]
     assert prepare.main([*arguments, str(other), "--force"]) == 0
-    assert records.open_split(data, "train").captions[0][1] == "a hound" and str(other) in (path / "captions.sha256").read_text()
+    assert records.open_split(data, "train").captions[0][1] == "a hound" and str(other) in (path / "made_of.json").read_text("utf-8")
 
 
 def test_a_split_by_hash_is_stable_and_has_the_shares(tmp_path):
