@@ -114,7 +114,8 @@ def costs(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled | None, of:
     gb = program_gib = lower_bound = None
     if compiled is not None:
         gb = compiled.cost_analysis().get("bytes accessed", 0) / 1e9 or None
-        lower_bound = any(mark in compiled.as_text() for mark in ("__cudnn", "__cublas", " while("))
+        text = compiled.as_text()
+        lower_bound = any(mark in text for mark in ("__cudnn", "__cublas", " while("))
         plan = compiled.memory_analysis()
         program_gib = (plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
                        + plan.temp_size_in_bytes) / 2**30

@@ -81,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = options.plan(options)
     _announce(plan)
     builder = places.builder_class(data.name)(data, plan, options.workers)
-    builder.beside |= made_of
+    if made_of:
+        builder.beside[_MADE_OF] = json.dumps(made_of, indent=1) + "\n"
     builder.prepare(anew=options.force)
     _report(data, builder)
     return 0
@@ -93,20 +94,18 @@ def _data(options: argparse.Namespace) -> config.Data:
     return config.Data(name=options.dataset, label=label, size=options.size, dir=options.data_dir)
 
 
-def _made_of(options: argparse.Namespace) -> dict[str, str]:
-    """What lies beside a folder's records to tell what they were made of: file name → text."""
+def _made_of(options: argparse.Namespace) -> dict[str, str | float]:
+    """What tells a folder's records from others under its label, and lies beside them; nothing of other data sets."""
     if options.dataset != "folder":
         return {}
-    made_of = {"captions": str(options.captions.absolute()), "sha256": captions.digest(options.captions),
-               "val_share": options.val_share, "test_share": options.test_share}
-    return {_MADE_OF: json.dumps(made_of, indent=1) + "\n"}
+    return {"captions": str(options.captions.absolute()), "sha256": captions.digest(options.captions),
+            "val_share": options.val_share, "test_share": options.test_share}
 
 
-def _require_same(path: Path, made_of: dict[str, str]) -> None:
+def _require_same(path: Path, now: dict[str, str | float]) -> None:
     """Raises `UserError` where the data set in `path` was made from other captions or shares; one that does not say from which is let be."""
-    if not made_of or not (path / _MADE_OF).exists():
+    if not now or not (path / _MADE_OF).exists():
         return
-    now = json.loads(made_of[_MADE_OF])
     try:
         before = {**now, **json.loads((path / _MADE_OF).read_text("utf-8"))}
     except (OSError, ValueError, TypeError):  # damaged
