@@ -284,6 +284,17 @@ def test_the_penalty_asks_that_every_position_is_looked_at_once():
     assert half == 2 * 4 * 0.25
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)])
+def test_what_is_the_same_for_every_word_gets_the_sum_of_their_gradients(dtype, tolerance):
+    x_BW = jax.random.normal(jax.random.key(0), (2, 3)).astype(dtype)
+    d_TBW = jax.random.uniform(jax.random.key(1), (300, 2, 3)).astype(dtype)  # whose sum bfloat16 would lose on the way
+    repeated_TBW, pull = jax.vjp(lambda x: cells.at_every_word(x, len(d_TBW)), x_BW)
+    np.testing.assert_array_equal(repeated_TBW, jnp.broadcast_to(x_BW, d_TBW.shape))
+    (d_BW,) = pull(d_TBW)
+    assert d_BW.dtype == dtype
+    np.testing.assert_allclose(d_BW, np.asarray(d_TBW, np.float64).sum(axis=0), rtol=tolerance)
+
+
 @pytest.mark.parametrize("unroll", [1, 2, 8, 0])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_the_written_gradient_of_any_cell_equals_automatic_differentiation(cell, unroll):

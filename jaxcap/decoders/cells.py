@@ -71,6 +71,22 @@ def from_hidden(hidden_BD: Array, kernel_DG: Array, bias_G: Array | None) -> Arr
     return h_BG if bias_G is None else h_BG + bias_G
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def at_every_word(x_BW: Array, words: int) -> Array:
+    """`x_BW` for each of so many words, [T, B, W].
+
+    Its gradient is added up word by word: XLA's sum over few rows of many numbers takes a CPU thirty times as long.
+    """
+    return jnp.broadcast_to(x_BW, (words, *x_BW.shape))
+
+
+def _added(words, _, d_TBW):
+    return sum(d_BW.astype(jnp.float32) for d_BW in d_TBW).astype(d_TBW.dtype),
+
+
+at_every_word.defvjp(lambda x_BW, words: (at_every_word(x_BW, words), None), _added)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5))
 def scan(step: Callable, x_TBG: Array, kernel_DG: Array, bias_G: Array | None, start: NamedTuple, unroll: int = 1) -> Array:
     """Hidden states [T, B, D] of a cell's `step` over `x_TBG`, the input's part of the gates, already projected.

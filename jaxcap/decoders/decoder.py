@@ -2,8 +2,9 @@
 
 Image first is Show and Tell (Vinyals et al. 2014, arXiv 1411.4555, and 2016, arXiv 1609.06647): the photo is the input of a step
 before the first word. With every word the photo is read again (Mao et al. 2014, arXiv 1412.6632; Donahue et al. 2014, arXiv
-1411.4389). Attention is Show, Attend and Tell (Xu et al. 2015, arXiv 1502.03044): before every word the first layer looks at the map. Sizes and initial values are im2txt's; an LSTM's gates stand in its order i, j, f, o, in one matrix over
-[input, hidden], so that its checkpoints fit unchanged.
+1411.4389). Attention is Show, Attend and Tell (Xu et al. 2015, arXiv 1502.03044): before every word the first layer looks at the
+map. Sizes and initial values are im2txt's; an LSTM's gates stand in its order i, j, f, o, in one matrix over [input, hidden], so
+that its checkpoints fit unchanged.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -170,9 +171,9 @@ class Decoder(nn.Module):
             sequence = times(sequence, kept.input)
         elif self.image == "every":
             shown, state = jax.tree.map(lambda x: jnp.repeat(x, captions, axis=0), self._show(features_BPF))
-            x_TBG = self._words_input(times(words_TBE, kept.input)) + shown.gates_BG
+            gates_TBG, seen_TBF = jax.tree.map(lambda x: cells.at_every_word(x, len(words_TBE)), shown)  # the latter projected
+            x_TBG = self._words_input(times(words_TBE, kept.input)) + gates_TBG
             sequence = cells.scan(self.unit.step, x_TBG, self._recurrent(0), self._recurrent_bias(0), state, self.unroll)
-            seen_TBF = shown.output_BE  # projected, and the same for all words
         else:
             context, state = self._look(features_BPF)
             state = jax.tree.map(lambda x: jnp.repeat(x, captions, axis=0), state)
