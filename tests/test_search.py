@@ -341,6 +341,15 @@ def test_draws_follow_the_distribution_that_was_asked_for(settings):
     assert chi_square(np.bincount(words, minlength=10), p) < 1
 
 
+@pytest.mark.parametrize("words", [11, 300, 3000])
+def test_the_same_words_are_drawn_as_jax_draws(words):
+    log_probs_NV = 3 * jax.random.normal(jax.random.key(0), (64, words))
+    log_probs_NV = log_probs_NV.at[:, 5].set(-jnp.inf)
+    key, key_N = jax.random.key(1), jax.random.split(jax.random.key(2), 64)
+    np.testing.assert_array_equal(sampling.categorical(key, log_probs_NV), jax.random.categorical(key, log_probs_NV))
+    np.testing.assert_array_equal(sampling.draw(key_N, log_probs_NV), jax.vmap(jax.random.categorical)(key_N, log_probs_NV))
+
+
 def test_drawn_captions_follow_the_model():
     start, next_log_probs = table_model(jax.random.key(7), vocabulary=5, rows=1, sharpness=1.0)
     found = jax.device_get(drawn(draws=20_000, max_words=2)(start, keys(3, 1)))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxcap import products
+from jaxcap import products, sampling
 from jaxcap.decoders import attention, cells, dropout
 from jaxcap.decoders.attention import Context
 from jaxcap.decoders.dropout import Kept, times
@@ -205,7 +205,7 @@ class Decoder(nn.Module):
             states, logits_BV = carry
             given_B, t, key, kept = xs
             draw_key, coin_key = jax.random.split(key)
-            drawn_B = jax.random.categorical(draw_key, logits_BV)
+            drawn_B = sampling.categorical(draw_key, logits_BV)
             use_B = jax.random.bernoulli(coin_key, own, given_B.shape) & (t > 0)
             words_BE = self._embedded(jnp.where(use_B, drawn_B, given_B))
             states, hidden_BD, seen_BF, weights_BP = self._advance(context, states, words_BE, kept)
