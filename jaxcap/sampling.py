@@ -10,6 +10,8 @@ from jax import Array
 from jaxcap.search import NEVER, Captions, PyTree, Rules, likeliest, log_softmax, score
 from jaxcap.vocab import BOS, EOS, PAD
 
+FEW = 512  # words that a nucleus is first looked for among
+
 
 class _Loop(NamedTuple):
     t: Array
@@ -68,18 +70,33 @@ def draw(key_N: Array, log_probs_NV: Array, *, temperature: float = 1.0, top_k: 
       temperature: divides the log-probabilities.
       top_k: draw among so many likeliest ids; 0 is all.
       nucleus: of those, draw among the fewest likeliest ids whose probability together, renormalized, is at least this
-        (Holtzman et al. 2019, arXiv 1904.09751, §3.1). The likeliest id always remains.
+        (Holtzman et al. 2019, arXiv 1904.09751, §3.1), and those just as likely as the last of them. The likeliest id always remains.
     """
-    scaled_NV = log_probs_NV / temperature
-    if not top_k and nucleus >= 1:
-        return jax.vmap(categorical)(key_N, scaled_NV)
-    V = scaled_NV.shape[1]
-    scaled_NO, ids_NO = jax.lax.top_k(scaled_NV, min(top_k or V, V))
+    scaled_NO, ids_NO = log_probs_NV / temperature, None
+    if top_k:
+        scaled_NO, ids_NO = jax.lax.top_k(scaled_NO, min(top_k, scaled_NO.shape[1]))
     if nucleus < 1:
-        probs_NO = jax.nn.softmax(scaled_NO)
-        scaled_NO = jnp.where(jnp.cumsum(probs_NO, axis=1) - probs_NO < nucleus, scaled_NO, NEVER)
+        scaled_NO = jnp.where(scaled_NO >= _least(scaled_NO, nucleus)[:, None], scaled_NO, NEVER)
     picks_N = jax.vmap(categorical)(key_N, scaled_NO)
-    return jnp.take_along_axis(ids_NO, picks_N[:, None], axis=1)[:, 0]
+    return picks_N if ids_NO is None else jnp.take_along_axis(ids_NO, picks_N[:, None], axis=1)[:, 0]
+
+
+def _least(log_probs_NV: Array, share: float) -> Array:
+    """The least log-probability in a row's nucleus. All words are sorted only where the likeliest `FEW` are too few for a row."""
+    total_N = jax.nn.logsumexp(log_probs_NV, axis=1)
+
+    def among(count: int) -> tuple[Array, Array]:
+        sorted_NO = jax.lax.top_k(log_probs_NV, count)[0]
+        probs_NO = jnp.exp(sorted_NO - total_N[:, None])
+        together_NO = jnp.cumsum(probs_NO, axis=1)
+        least_N = jnp.min(jnp.where(together_NO - probs_NO < share, sorted_NO, jnp.inf), axis=1)
+        return least_N, together_NO[:, -1] >= share
+
+    V = log_probs_NV.shape[1]
+    if V <= FEW:
+        return among(V)[0]
+    least_N, enough_N = among(FEW)
+    return jax.lax.cond(enough_N.all(), lambda: least_N, lambda: among(V)[0])
 
 
 def categorical(key: Array, log_probs_XV: Array) -> Array:

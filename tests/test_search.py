@@ -350,6 +350,17 @@ def test_the_same_words_are_drawn_as_jax_draws(words):
     np.testing.assert_array_equal(sampling.draw(key_N, log_probs_NV), jax.vmap(jax.random.categorical)(key_N, log_probs_NV))
 
 
+@pytest.mark.parametrize("sharp", [(6.0, 6.0), (6.0, 0.5)])  # the nucleus of the second row has over a thousand words
+def test_a_nucleus_of_many_words_is_the_same_whether_few_or_all_are_sorted(sharp):
+    log_probs_NV = jax.nn.log_softmax(jnp.array(sharp)[:, None] * jax.random.normal(jax.random.key(0), (2, 3000)))
+    least = []
+    for log_probs_V in np.asarray(log_probs_NV):
+        ordered_V = np.sort(log_probs_V)[::-1]
+        least.append(ordered_V[np.argmax(np.cumsum(np.exp(ordered_V, dtype=np.float64)) >= 0.9)])
+    assert (np.sum(log_probs_NV[1] >= least[1]) > sampling.FEW) == (sharp[1] < 1)
+    np.testing.assert_array_equal(sampling._least(log_probs_NV, 0.9), np.float32(least))
+
+
 def test_drawn_captions_follow_the_model():
     start, next_log_probs = table_model(jax.random.key(7), vocabulary=5, rows=1, sharpness=1.0)
     found = jax.device_get(drawn(draws=20_000, max_words=2)(start, keys(3, 1)))
