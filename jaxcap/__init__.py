@@ -27,11 +27,12 @@ def load(directory: str | Path, **search: Any):
         for caption in write("beach.jpg", "dog.jpg"):
             print(caption.text, caption.log_prob)
 
-    search: settings of the search that are not to be as the run's config.json says. Raises `errors.UserError` for what is missing,
-    damaged, or no setting.
+    search: settings of the search that are not to be as the run's config.json says. Compiled programs are kept as commands keep
+    them. Raises `errors.UserError` for what is missing, damaged, or no setting.
     """
-    from jaxcap import caption, config, runs  # which import jax
+    from jaxcap import caption, config, parallel, runs  # which import jax
 
+    parallel.keep_programs()
     run = runs.load(Path(directory))
     described = config.to_dict(run.config)
     return caption.Writer(run, config.from_dict({**described, "search": {**described["search"], **search}}).search)

@@ -88,7 +88,9 @@ class Writer:
 
     def captions(self, paths: Sequence[Path]) -> Iterator[tuple[Path, list[Caption] | str]]:
         """For every photo, in order, its captions, best first (drawn ones as drawn), or why it could not be read."""
-        batch_size = -(-max(min(self._most, len(paths)), 1) // self._devices.size) * self._devices.size
+        # A power of two, so that calls with other numbers of photos find their program compiled.
+        batch_size = min(self._most, 1 << max(len(paths) - 1, 0).bit_length())
+        batch_size = -(-batch_size // self._devices.size) * self._devices.size
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(paths), batch_size):
                 part = paths[start:start + batch_size]

@@ -30,19 +30,23 @@ RELIEVE_S = 1.0
 def initialize() -> None:
     """What a command does before it touches a device.
 
-    Keeps compiled programs in ~/.cache/jaxcap/compiled unless JAX_COMPILATION_CACHE_DIR names another place, and joins
-    the other hosts of a run when JAX_COORDINATOR_ADDRESS is set (also JAX_NUM_PROCESSES, JAX_PROCESS_ID). Host memory
-    that a step frees is kept for the next one, unless JAXCAP_KEEP_MEMORY is 0.
+    Keeps compiled programs, and joins the other hosts of a run when JAX_COORDINATOR_ADDRESS is set (also JAX_NUM_PROCESSES,
+    JAX_PROCESS_ID). Host memory that a step frees is kept for the next one, unless JAXCAP_KEEP_MEMORY is 0.
     """
     if os.environ.get("JAXCAP_KEEP_MEMORY") != "0":
         memory.keep()
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/jaxcap/compiled").expanduser()))
+    keep_programs()
     if os.environ.get("JAX_COORDINATOR_ADDRESS") and not jax.distributed.is_initialized():
         jax.distributed.initialize(
             num_processes=int(os.environ["JAX_NUM_PROCESSES"]) if "JAX_NUM_PROCESSES" in os.environ else None,
             process_id=int(os.environ["JAX_PROCESS_ID"]) if "JAX_PROCESS_ID" in os.environ else None)
         progress.silent = not first()
+
+
+def keep_programs() -> None:
+    """Has JAX keep compiled programs in ~/.cache/jaxcap/compiled, unless it keeps them elsewhere (JAX_COMPILATION_CACHE_DIR)."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/jaxcap/compiled").expanduser()))
 
 
 def one_host() -> None:

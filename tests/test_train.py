@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -367,6 +368,34 @@ def test_a_run_is_called_with_photos(finished, tmp_path, capsys):
     assert write() == []
     with pytest.raises(UserError, match="beem"):
         jaxcap.load(finished, beem=2)
+
+
+def test_calls_with_other_numbers_of_photos_share_a_compiled_program(finished, tmp_path, monkeypatch):
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    write, sizes = jaxcap.load(finished, beam=1), []
+    decode = write._decode
+
+    def noted(params, look, seen, first):
+        sizes.append(len(jax.tree.leaves(seen)[0]))
+        return decode(params, look, seen, first)
+
+    monkeypatch.setattr(write, "_decode", noted)
+    for photos in (9, 12, 16):
+        assert len(write(*[tmp_path / "a.png"] * photos)) == photos
+    assert sizes == [16] * 3
+    assert len(write(*[tmp_path / "a.png"] * 40)) == 40
+    assert sizes[3:] == [32] * 2
+
+
+def test_a_called_run_keeps_compiled_programs_as_commands_do(finished, tmp_path, monkeypatch):
+    kept = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("HOME", str(tmp_path))
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        jaxcap.load(finished)
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / ".cache" / "jaxcap" / "compiled")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", kept)
 
 
 def copied(finished, tmp_path):
