@@ -41,7 +41,7 @@ def schedule(optim: Optim, total_steps: int, steps_per_epoch: float) -> optax.Sc
 
 def rates(learning_rate: optax.Schedule, total_steps: int) -> np.ndarray:
     """The schedule's value at every step, on the host. Asked for while steps wait in line, a device answers after them."""
-    return np.asarray(jax.vmap(learning_rate)(jnp.arange(total_steps)))
+    return np.asarray(jax.jit(jax.vmap(learning_rate))(jnp.arange(total_steps)))
 
 
 def own_words(phase: Phase, first_step: int, total_steps: int) -> Callable[[jax.Array], jax.Array] | None:

@@ -71,7 +71,7 @@ def init(module: nn.Module, key: jax.Array, size: int) -> dict:
 
     All filters are cut out of one draw. One each is a program that XLA compiles for a minute on NVIDIA cards.
     """
-    shapes = jax.eval_shape(module.init, key, jnp.zeros((1, size, size, 3)))
+    shapes = _shapes(module, size)
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes) if leaf.ndim > 1)
     drawn = nn.initializers.he_normal()(key, (2, -(-count // 2))).ravel()  # two inputs each: a deviation of 1
     taken = 0
@@ -84,6 +84,11 @@ def init(module: nn.Module, key: jax.Array, size: int) -> dict:
         return math.sqrt(2 / math.prod(leaf.shape[:-1])) * drawn[taken - leaf.size:taken].reshape(leaf.shape)
 
     return jax.tree_util.tree_map_with_path(begin, shapes)
+
+
+@functools.cache  # to find them takes half a second and more
+def _shapes(module: nn.Module, size: int) -> dict:
+    return jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["module", "first", "few"])
