@@ -194,7 +194,7 @@ def test_scheduled_sampling_with_probability_0_is_teacher_forcing(variant):
 
 @kinds
 def test_scheduled_sampling_with_probability_1_reads_its_own_words(variant, monkeypatch):
-    monkeypatch.setattr(jax.random, "categorical", lambda key, logits: logits.argmax(axis=-1))  # so that they are known
+    monkeypatch.setattr(sampling, "categorical", lambda key, logits: logits.argmax(axis=-1))  # so that they are known
     decoder, params, features_BPF, tokens_BT = made(variant)
     variables = {"params": params}
     sampled_BTV, _ = decoder.apply(variables, features_BPF, tokens_BT, own=jnp.float32(1), mutable=["attention"],
