@@ -96,7 +96,7 @@ class Captioner:
 
     def outputs_and_attention(self, params: PyTree, features_BPF: Array, inputs_BT: Array,
                               **options) -> tuple[Array, Array | None]:
-        """As `logits_and_attention`, but what logits are made of, [T, B, W], for `losses.projected_sums`."""
+        """As `logits_and_attention`, but what logits are made of, [T, B, W], for `losses.projected_sum`."""
         return self._teach("outputs", params, features_BPF, inputs_BT, **options)
 
     def projection(self, params: PyTree) -> tuple[Array, Array]:

@@ -123,8 +123,9 @@ def train_step(state: TrainState, batch: Batch, table: Table | None, look: Calla
             logits_BTV = jnp.broadcast_to(words_BV[:, None], (*targets_BT.shape, words_BV.shape[-1]))
             objective = total = losses.cross_entropy_sum(logits_BTV, targets_BT, phase.optim.label_smoothing)
         elif rewarded:  # without dropout: what learns is what drew
-            logits_BTV = captioner.logits(params, features_BPF, inputs_BT)
-            total, objective = losses.policy_sums(logits_BTV, targets_BT, batch.reward_B - batch.baseline_B)
+            outputs_TBW, _ = captioner.outputs_and_attention(params, features_BPF, inputs_BT)
+            total, objective = losses.policy_sums(
+                outputs_TBW, *captioner.projection(params), targets_BT.T, batch.reward_B - batch.baseline_B)
         else:
             outputs_TBW, weights_BTP = captioner.outputs_and_attention(
                 params, features_BPF, inputs_BT, key=dropout_key, train_features=phase.train == "all",

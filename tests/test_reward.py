@@ -13,7 +13,7 @@ from jaxcap import cider, config, losses, optim, reward, vocab
 from jaxcap import step as steps
 from jaxcap.errors import UserError
 from jaxcap.parallel import Parallel
-from jaxcap.vocab import BOS, EOS
+from jaxcap.vocab import BOS, EOS, PAD
 
 WORDS = (*vocab.SPECIAL, ".", *"abcdefgh")
 
@@ -85,12 +85,47 @@ def test_the_gradient_is_that_of_the_expected_reward():
     word_N = allowed[jax.random.categorical(jax.random.key(0), logits_V[allowed], shape=(N,))]
 
     def objective(logits_V):
-        nats, total = losses.policy_sums(jnp.broadcast_to(logits_V, (N, 1, 7)), word_N[:, None], reward_V[word_N] - 1.5)
+        nats, total = losses.policy_sums(jnp.ones((1, N, 1)), jnp.zeros((1, 7)), logits_V, word_N[None], reward_V[word_N] - 1.5)
         return total / N
 
     found, exact = jax.grad(objective)(logits_V), jax.grad(expected)(logits_V)
     np.testing.assert_allclose(found, exact, atol=0.02)
     assert float(jnp.abs(exact).max()) > 0.2
+
+
+def test_the_policy_gradient_is_that_of_whole_logits_and_padding_is_never_projected(monkeypatch):
+    random = np.random.default_rng(0)
+    T, B, W, V, advantage_B = 9, 6, 5, 12, jnp.array([0.5, -1.0, 2.0, 0.0, -0.3, 1.0])
+    given = [jnp.asarray(random.standard_normal(shape), jnp.float32) for shape in ((T, B, W), (W, V), V)]
+    lengths_B = np.array([1, 3, 2, 9, 1, 2])
+    targets_TB = jnp.asarray(np.where(np.arange(T)[:, None] < lengths_B, random.choice([EOS, *range(4, V)], (T, B)), PAD))
+
+    def plain(outputs_TBW, kernel_WV, bias_V):
+        logits_TBV = (outputs_TBW @ kernel_WV + bias_V).at[:, :, jnp.array(losses.FORBIDDEN)].set(-jnp.inf)
+        log_probs_TB = jnp.take_along_axis(
+            jax.nn.log_softmax(logits_TBV), jnp.where(targets_TB == PAD, EOS, targets_TB)[..., None], axis=2)[..., 0]
+        nats_TB = jnp.where(targets_TB == PAD, 0, -log_probs_TB)
+        return 3 * jnp.sum(nats_TB * advantage_B), jnp.sum(nats_TB)
+
+    chunks, logits = [], losses._logits
+
+    def counted(*arguments):
+        jax.debug.callback(lambda: chunks.append(1))
+        return logits(*arguments)
+
+    def found(*given):
+        nats, objective = losses.policy_sums(*given, targets_TB, advantage_B)
+        return 3 * objective, nats
+
+    monkeypatch.setattr(losses, "_logits", counted)
+    for size, filled in ((7, 3), (100, 1)):  # 18 of 54 tokens are words
+        monkeypatch.setattr(losses, "CHUNK", size)
+        chunks.clear()
+        results = [jax.jit(jax.value_and_grad(objective, (0, 1, 2), has_aux=True))(*given) for objective in (plain, found)]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *results)
+        jax.effects_barrier()
+        assert len(chunks) == filled
+        np.testing.assert_allclose(found(*given), plain(*given), rtol=1e-6)
 
 
 def tiny(**changes):
