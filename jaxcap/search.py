@@ -5,6 +5,7 @@ compete for the K places of the finished list, the others for the K live places;
 returned only where nothing finished. `sampling` draws captions instead, under the same rules of what may be written.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from jaxcap.vocab import BOS, EOS, PAD
 
 PyTree = Any
 NEVER = -jnp.inf
-BLOCK = 128  # words that `likeliest` looks through together
+BLOCK, CPU_BLOCK = 128, 32  # words that `likeliest` looks through together: as many as a TPU does at once, and the fastest on CPUs
 
 
 class Captions(NamedTuple):
@@ -194,14 +195,19 @@ def likeliest(log_probs_XV: Array, count: int) -> Array:
     As `jax.lax.top_k`, but of many words only those few blocks are looked through that can hold one of them: those whose
     largest number is among the `count` largest of all blocks'.
     """
-    (*X, V), blocks = log_probs_XV.shape, -(-log_probs_XV.shape[-1] // BLOCK)
+    return jax.lax.platform_dependent(log_probs_XV, cpu=functools.partial(_likeliest, count=count, block=CPU_BLOCK),
+                                      default=functools.partial(_likeliest, count=count, block=BLOCK))
+
+
+def _likeliest(log_probs_XV: Array, count: int, block: int) -> Array:
+    (*X, V), blocks = log_probs_XV.shape, -(-log_probs_XV.shape[-1] // block)
     if blocks < 2 * count:
         return jax.lax.top_k(log_probs_XV, count)[1]
-    ragged = [(0, 0)] * len(X) + [(0, blocks * BLOCK - V)]
-    largest_XS = jnp.pad(log_probs_XV, ragged, constant_values=NEVER).reshape(*X, blocks, BLOCK).max(axis=-1)
+    ragged = [(0, 0)] * len(X) + [(0, blocks * block - V)]
+    largest_XS = jnp.pad(log_probs_XV, ragged, constant_values=NEVER).reshape(*X, blocks, block).max(axis=-1)
     chosen_XK = jnp.sort(jax.lax.top_k(largest_XS, count)[1])  # in their order, for the earlier of two that are alike to win
-    places_XKP = chosen_XK[..., None] * BLOCK + jnp.arange(BLOCK)
-    places_XC = places_XKP.reshape(*X, count * BLOCK)
+    places_XKP = chosen_XK[..., None] * block + jnp.arange(block)
+    places_XC = places_XKP.reshape(*X, count * block)
     candidates_XC = jnp.take_along_axis(log_probs_XV, places_XC, axis=-1, mode="fill", fill_value=NEVER)
     picks_XK = jax.lax.top_k(candidates_XC, count)[1]
     return jnp.take_along_axis(places_XC, picks_XK, axis=-1)

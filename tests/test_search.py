@@ -169,7 +169,9 @@ def test_the_likeliest_words_are_those_of_top_k(words, count):
     few = np.where(random.random((2, 4, words)) < 1 / words, many, -np.inf)  # fewer than `count` that may be written
     few[0, 0], few[1, 1, -1] = -np.inf, 1.0
     for log_probs_BLV in (many, alike, few):
-        np.testing.assert_array_equal(search.likeliest(log_probs_BLV, count), jax.lax.top_k(log_probs_BLV, count)[1])
+        expected = jax.lax.top_k(log_probs_BLV, count)[1]
+        np.testing.assert_array_equal(search.likeliest(log_probs_BLV, count), expected)
+        np.testing.assert_array_equal(search._likeliest(log_probs_BLV, count, search.BLOCK), expected)  # as on accelerators
 
 
 def test_forbidden_words_are_not_written():
