@@ -56,13 +56,13 @@ class Metrics(NamedTuple):
     """Scalars of one step, the same on every device.
 
     loss: nats per token, in self-critical training of the captions that were drawn. reward: the mean of those, 0 elsewhere.
-    norm: of the whole gradient before clipping. squares: of its parts' norms, `encoder` as one and the decoder's by name. tokens: how many the loss is a mean over.
+    norm: of the whole gradient before clipping. norms: of its parts, `encoder` as one and the decoder's by name. tokens: how many the loss is a mean over.
     """
 
     loss: Array
     reward: Array
     norm: Array
-    squares: dict[str, Array]
+    norms: dict[str, Array]
     tokens: Array
 
 
@@ -156,9 +156,9 @@ def train_step(state: TrainState, batch: Batch, table: Table | None, look: Calla
     parts = {f"decoder/{name}": tree for name, tree in grads["decoder"].items()}
     if "encoder" in grads:
         parts["encoder"] = grads["encoder"]
-    squares = {name: optax.tree.norm(tree, squared=True) for name, tree in parts.items()}
+    norms = {name: optax.tree.norm(tree) for name, tree in parts.items()}
     mean_reward = jax.lax.pmean(batch.reward_B.mean(), AXIS) if rewarded else jnp.float32(0)
-    return new, Metrics(jax.lax.psum(total, AXIS) / tokens, mean_reward, optax.tree.norm(grads), squares, tokens)
+    return new, Metrics(jax.lax.psum(total, AXIS) / tokens, mean_reward, optax.tree.norm(grads), norms, tokens)
 
 
 def reads_few_words(captioner: Captioner, phase: Phase, words: int) -> bool:

@@ -186,7 +186,7 @@ def save(session: Session, state: TrainState, done: int, first: int, val_feature
 def check_finite(read: list[steps.Metrics], last: int, session: Session) -> None:
     """Raises `UserError` naming the first step, and the parameters, whose loss or gradient is not a finite number."""
     for step, metrics in enumerate(read, start=last - len(read) + 1):
-        groups = [name for name, square in metrics.squares.items() if not math.isfinite(square)]
+        groups = [name for name, norm in metrics.norms.items() if not math.isfinite(norm)]
         if groups or not math.isfinite(metrics.loss):
             kept = session.keeper.steps()
             where = f"the gradient of {', '.join(groups)}" if groups else "the loss alone"

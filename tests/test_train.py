@@ -285,11 +285,11 @@ def test_a_phase_inside_its_warm_up_is_said_before_it_trains(data, tmp_path, mon
 
 def test_a_gradient_that_is_not_a_number_is_named(finished):
     keeper = types.SimpleNamespace(steps=lambda: [])
-    squares = {"encoder": 1.0, "decoder/lstm_kernel": float("nan"), "decoder/lstm_bias": float("inf")}
-    good = steps.Metrics(1.0, 0.0, 1.0, dict.fromkeys(squares, 1.0), 5.0)
+    norms = {"encoder": 1.0, "decoder/lstm_kernel": float("nan"), "decoder/lstm_bias": float("inf")}
+    good = steps.Metrics(1.0, 0.0, 1.0, dict.fromkeys(norms, 1.0), 5.0)
     with pytest.raises(UserError, match="at step 8 the loss is 2 and the gradient of decoder/lstm_kernel, decoder/lstm_bias is "
                                         "not finite; no checkpoint was written before"):
-        train.check_finite([good, good._replace(loss=2.0, squares=squares), good], 9, types.SimpleNamespace(keeper=keeper))
+        train.check_finite([good, good._replace(loss=2.0, norms=norms), good], 9, types.SimpleNamespace(keeper=keeper))
 
 
 def test_evaluate_scores_the_best_checkpoint_again(finished, capsys):
