@@ -124,15 +124,18 @@ class Captioner:
         """`(context, state)` of the decoder before the first word: what stays the same for a photo, and what words change."""
         return self.decoder.apply({"params": params["decoder"]}, features_BPF, method="start")
 
-    def step(self, params: PyTree, context: PyTree, state: PyTree, token_N: Array) -> tuple[PyTree, Array]:
-        """The decoder's next state and the next word's logits [N, V].
+    def stepper(self, params: PyTree, reads: int = 0) -> Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]]:
+        """`step(context, state, token_N)`, which reads a word and gives the decoder's next state and the next word's logits [N, V].
 
         N may be several captions a photo, those of a photo side by side: `context` has a row a photo and is shared by them.
+        With more `reads` to come than there are words, every word is multiplied with the first layer's kernel once.
         """
-        return self.decoder.apply({"params": params["decoder"]}, context, state, token_N, method="step")
+        variables = {"params": params["decoder"]}
+        read_VG = self.decoder.apply(variables, method="read") if reads > self.decoder.vocabulary else None
+        return lambda context, state, token_N: self.decoder.apply(variables, context, state, token_N, read_VG, method="step")
 
     def step_and_attention(self, params: PyTree, context: PyTree, state: PyTree, token_N: Array) -> tuple[PyTree, Array, Array]:
-        """As `step`, and the attention weights [N, P]; only for a decoder that attends."""
+        """A step, and the attention weights [N, P]; only for a decoder that attends."""
         (state, logits_NV), sown = self.decoder.apply(
             {"params": params["decoder"]}, context, state, token_N, method="step", mutable=["attention"])
         return state, logits_NV, sown["attention"]["weights"][0]

@@ -46,7 +46,8 @@ class Evaluator:
         self.references = metrics.References(dict(zip(split.image_ids[:self.count], split.captions)), metrics.tokenizer(vocab))
         self.batch_size = -(-configuration.eval_batch_size // devices.size) * devices.size
         self._captioner = captioner
-        self._decode = inference.decoder(captioner, configuration.search, sizes if others else sizes[0], devices, vocab)
+        self._decode = inference.decoder(captioner, configuration.search, sizes if others else sizes[0], devices, vocab,
+                                         places=self.batch_size)
 
     def captions(self, params: PyTree, batch_stats: PyTree,
                  features_NPF: np.ndarray | tuple[np.ndarray | None, ...] | None = None) -> dict[str, Caption]:
@@ -57,8 +58,9 @@ class Evaluator:
         params, batch_stats = self.devices.replicate((params, batch_stats))
         look = self.devices.replicate(inference.look(self._captioner, params, batch_stats, features_NPF))
         given = features_NPF if isinstance(features_NPF, tuple) else (features_NPF,)
-        batches = [features.photo_batches(split, self.batch_size) if array is None
-                   else inference.rows(array[:self.count], self.batch_size)
+        given = [None if array is None else array[:self.count] for array in given]
+        size = inference.in_line(self.batch_size, self.config.search, self.devices, *given)
+        batches = [features.photo_batches(split, size) if array is None else inference.rows(array, size)
                    for split, array in zip(self._splits, given, strict=True)]
         batches = inference.together(batches) if len(batches) > 1 else batches[0]
         best = []

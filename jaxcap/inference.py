@@ -21,6 +21,8 @@ from jaxcap.step import AXIS
 from jaxcap.vocab import BOS, PAD, UNK, Vocab
 
 PyTree = Any
+WORDS = 5  # that most captions have, and more
+LINE, LINE_BYTES = 16, 64 * 2**20  # photos that a CPU is given at once: so many batches, if their features take no more
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Caption:
 
 
 def decoder(captioner: Captioner | Ensemble, settings: configs.Search, size: int | tuple[int, ...], parallel: Parallel,
-            vocab: Vocab | None = None) -> Callable[..., search.Captions]:
+            vocab: Vocab | None = None, places: int = 0) -> Callable[..., search.Captions]:
     """A compiled `decode(params, look, seen, first=0)` from uint8 photos or features to the captions of each.
 
     `look` is the frozen encoder that sees photos, as the function `look` gives it on the devices; features need none.
@@ -48,6 +50,7 @@ def decoder(captioner: Captioner | Ensemble, settings: configs.Search, size: int
       size: side of the square that the encoder sees; for an ensemble a tuple, like all else with an item a member.
       vocab: needed where the settings name words. Raises `UserError` for one that it does not hold, and for settings that ask
         for coverage of a captioner that does not attend.
+      places: how many of the photos that it is given a search sees at once, over all devices (`search.beam`); 0: all.
     """
     if settings.coverage and (isinstance(captioner, Ensemble) or not captioner.attends):
         raise UserError("search.coverage needs one model with attention: image-first models and ensembles look at no places")
@@ -58,21 +61,21 @@ def decoder(captioner: Captioner | Ensemble, settings: configs.Search, size: int
         options |= {"draws": settings.beam, "temperature": settings.temperature, "top_k": settings.top_k,
                     "nucleus": settings.nucleus}
     else:
-        options |= {"beam": settings.beam, "must_contain": words(settings.must_contain), "groups": settings.groups,
+        options |= {"places": -(-places // parallel.size), "beam": settings.beam, "must_contain": words(settings.must_contain), "groups": settings.groups,
                     "diversity": settings.diversity}
 
     def decode(params, look, seen, first):
         context, state = captioner.start(params, _features(look, seen, size))
-        step, batch = functools.partial(captioner.step, params, context), jax.tree.leaves(seen)[0].shape[0]
-        penalty = None
+        batch, penalty = jax.tree.leaves(seen)[0].shape[0], None
+        step = captioner.stepper(params, reads=batch * settings.beam * WORDS)
         if settings.coverage:
-            step, penalty = covering(captioner, params, context, settings.coverage)
+            step, penalty = covering(captioner, params, settings.coverage)
             state = state, jnp.zeros(context.keys_BPA.shape[:2])
         if settings.sample:
             number_B = first + jax.lax.axis_index(AXIS) * batch + jnp.arange(batch)
             key_B = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(settings.seed)))(number_B)
-            return sampling.sample(step, state, key_B, **options)
-        found = search.beam(step, state, batch=batch, penalty=penalty, **options)
+            return sampling.sample(step, context, state, key_B, **options)
+        found = search.beam(step, context, state, batch=batch, penalty=penalty, **options)
         return consensus.rank(found) if settings.consensus else found
 
     compiled = parallel.wrap(decode, in_sharded=(False, False, True, False), out_sharded=True, typed=False)
@@ -89,7 +92,7 @@ def look(captioner: Captioner | Ensemble, params: PyTree, batch_stats: PyTree, g
     return captioner.folded(params, batch_stats) if given is None else None
 
 
-def covering(captioner: Captioner, params: PyTree, context: PyTree, weight: float) -> tuple[Callable, Callable]:
+def covering(captioner: Captioner, params: PyTree, weight: float) -> tuple[Callable, Callable]:
     """A step whose state also adds up what was attended to, [N, P], and for `search.beam` the penalty on what was left out.
 
     weight · mean_p log min(P · Σ_t α_tp, 1): the coverage penalty of Wu et al. 2016 (arXiv 1609.08144, eq. 14) made for maps,
@@ -97,7 +100,7 @@ def covering(captioner: Captioner, params: PyTree, context: PyTree, weight: floa
     all places alike.
     """
 
-    def step(state, token_N):
+    def step(context, state, token_N):
         inner, looked_NP = state
         inner, logits_NV, weights_NP = captioner.step_and_attention(params, context, inner, token_N)
         return (inner, looked_NP + weights_NP.astype(jnp.float32)), logits_NV
@@ -153,6 +156,19 @@ def rows(array: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]
     for start in range(0, len(array), batch_size):
         part = np.asarray(array[start:start + batch_size])
         yield np.resize(part, (batch_size, *part.shape[1:])), len(part)
+
+
+def in_line(batch_size: int, settings: configs.Search, parallel: Parallel, *features_NPF: np.ndarray | None) -> int:
+    """How many photos to give at once to a `decoder` with `batch_size` places: all batches of one size.
+
+    On CPUs, where a round of a search takes as long as there are captions in it, a photo that is done makes room for the next.
+    """
+    if settings.sample or parallel.platform != "cpu" or any(array is None for array in features_NPF):
+        return batch_size
+    count, nbytes = len(features_NPF[0]), sum(array.nbytes for array in features_NPF)
+    most = max(min(LINE, LINE_BYTES * count // (nbytes * batch_size)), 1)
+    batches = -(-count // batch_size)
+    return batch_size * -(-batches // -(-batches // most))
 
 
 def together(batches: Sequence[Iterable[tuple[np.ndarray, int]]]) -> Iterator[tuple[tuple[np.ndarray, ...], int]]:

@@ -157,10 +157,7 @@ def draw(captioner: Captioner, params: PyTree, features_BPF: Array, photo_B: Arr
     """
     batch, samples = features_BPF.shape[0], settings.samples
     context, state = captioner.start(params, features_BPF)
-    rules = search.Rules(FORBIDDEN)
-
-    def step(state, token_N):
-        return captioner.step(params, context, state, token_N)
+    rules, step = search.Rules(FORBIDDEN), captioner.stepper(params, batch * samples * max_words)
 
     def rewarded(found: search.Captions) -> tuple[Array, Array]:
         words_NT, finished_N = found.tokens_BKT.reshape(-1, max_words), found.finished_BK.reshape(-1)
@@ -172,9 +169,9 @@ def draw(captioner: Captioner, params: PyTree, features_BPF: Array, photo_B: Arr
         return tokens_NT, reward(of, tokens_NT, photo_N)
 
     key_B = jax.random.split(key, batch)
-    tokens_NT, reward_N = rewarded(sampling.sample(step, state, key_B, draws=samples, max_words=max_words, rules=rules))
+    tokens_NT, reward_N = rewarded(sampling.sample(step, context, state, key_B, draws=samples, max_words=max_words, rules=rules))
     if settings.baseline == "greedy":
-        _, greedy_B = rewarded(search.beam(step, state, batch=batch, beam=1, max_words=max_words, rules=rules))
+        _, greedy_B = rewarded(search.beam(step, context, state, batch=batch, beam=1, max_words=max_words, rules=rules))
         baseline_N = jnp.repeat(greedy_B, samples)
     else:
         reward_BK = reward_N.reshape(batch, samples)

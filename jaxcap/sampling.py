@@ -22,13 +22,13 @@ class _Loop(NamedTuple):
     state: PyTree  # leading axis N = B·K
 
 
-def sample(step: Callable[[PyTree, Array], tuple[PyTree, Array]], start: PyTree, key_B: Array, *, draws: int = 1,
-           max_words: int = 20, length_normalization: float = 0.0, rules: Rules = Rules(), temperature: float = 1.0,
+def sample(step: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]], context: PyTree, start: PyTree, key_B: Array, *,
+           draws: int = 1, max_words: int = 20, length_normalization: float = 0.0, rules: Rules = Rules(), temperature: float = 1.0,
            top_k: int = 0, nucleus: float = 1.0) -> Captions:
     """`draws` independent captions a row, as they are drawn, with the model's own probabilities.
 
     Args:
-      step, start, max_words, length_normalization, rules: as for `search.beam`.
+      step, context, start, max_words, length_normalization, rules: as for `search.beam`.
       key_B: a random key a row; a row's captions depend on its key and on nothing beside it.
       temperature, top_k, nucleus: as for `draw`.
     """
@@ -40,8 +40,8 @@ def sample(step: Callable[[PyTree, Array], tuple[PyTree, Array]], start: PyTree,
 
     def body(loop: _Loop) -> _Loop:
         t, tokens_NT, log_probs_N, last_N, ended_N, state = loop
-        state, logits_NV = step(state, last_N)
-        log_probs_NV = rules.apply(log_softmax(logits_NV), tokens_NT, t)
+        state, logits_NV = step(context, state, last_N)
+        log_probs_NV = rules.apply(log_softmax(logits_NV), tokens_NT, jnp.broadcast_to(t, last_N.shape))
         now_N = jax.vmap(jax.random.fold_in, (0, None))(key_N, t)
         word_N = draw(now_N, log_probs_NV, temperature=temperature, top_k=top_k, nucleus=nucleus)
         ends_N = word_N == EOS

@@ -1,5 +1,6 @@
 """Decoders: equations, sizes, causality, attention, scheduled sampling, and a gradient that is written out by hand."""
 
+import functools
 import re
 
 import jax
@@ -140,12 +141,17 @@ def made(variant: str, **options):
 
 
 @every
-def test_single_steps_equal_teacher_forcing_in_every_variant(variant):
+@pytest.mark.parametrize("looked_up", [False, True])
+def test_single_steps_equal_teacher_forcing_in_every_variant(variant, looked_up):
     decoder, params, features_BPF, tokens_BT = made(variant)
     variables = {"params": params}
-    forced_BTV = jax.jit(decoder.apply)(variables, features_BPF, tokens_BT)
-    context, state = decoder.apply(variables, features_BPF, method="start")
-    step = jax.jit(lambda state, token_B: decoder.apply(variables, context, state, token_B, method="step"))
+    read_VG = decoder.apply(variables, method="read") if looked_up else None
+    if looked_up:  # the first layer's kernel is not needed for the words any more
+        name = f"{decoder.cell}_kernel"
+        variables = {"params": params | {name: params[name].at[:decoder.embedding].set(jnp.nan)}}
+    forced_BTV = jax.jit(decoder.apply)({"params": params}, features_BPF, tokens_BT)
+    context, state = decoder.apply({"params": params}, features_BPF, method="start")
+    step = jax.jit(lambda state, token_B: decoder.apply(variables, context, state, token_B, read_VG, method="step"))
     for t in range(T):
         state, logits_BV = step(state, tokens_BT[:, t])
         np.testing.assert_allclose(logits_BV, forced_BTV[:, t], rtol=1e-4, atol=1e-5, err_msg=f"word {t}")
@@ -329,10 +335,10 @@ def test_a_search_cuts_no_kernel_for_every_word_and_makes_logits_by_a_plain_prod
 
     def captions(variables, features_BPF):
         context, start = decoder.apply(variables, features_BPF, method="start")
-        step = lambda state, token_N: decoder.apply(variables, context, state, token_N, method="step")
+        step = functools.partial(decoder.apply, variables, method="step")
         if drawn:
-            return sampling.sample(step, start, jax.random.split(jax.random.key(0), 32), draws=2, max_words=5)
-        return search.beam(step, start, batch=32, beam=3, max_words=5)
+            return sampling.sample(step, context, start, jax.random.split(jax.random.key(0), 32), draws=2, max_words=5)
+        return search.beam(step, context, start, batch=32, beam=3, max_words=5)
 
     computations = jax.jit(captions).lower(variables, features_BPF).compile().as_text().split("\n\n")
     kernels = [leaf.shape for name, leaf in variables["params"].items() if re.fullmatch(r"(lstm|gru)1?_kernel", name)]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from jaxcap import caption, checkpoints, config, evaluate, inference, parallel, runs, vocab
 from jaxcap import captioner as captioners
-from jaxcap.data import shapes
+from jaxcap.data import records, shapes
 from jaxcap.ensemble import Ensemble
 from jaxcap.errors import UserError
 from jaxcap.step import TrainState
@@ -84,11 +84,11 @@ def test_two_runs_write_with_the_mean_of_their_probabilities(folder):
         return jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), state)
 
     context, state = both.captioner.start(both.params, tuple(features))
-    next_state, log_probs_NV = both.captioner.step(both.params, context, twice(state), token_N)
+    next_state, log_probs_NV = both.captioner.stepper(both.params)(context, twice(state), token_N)
     probs = []
     for member, seen, after in zip((one, two), features, next_state):
         own_context, own_state = member.captioner.start(member.params, seen)
-        expected, logits_NV = member.captioner.step(member.params, own_context, twice(own_state), token_N)
+        expected, logits_NV = member.captioner.stepper(member.params)(own_context, twice(own_state), token_N)
         jax.tree.map(np.testing.assert_array_equal, after, expected)
         exp = np.exp(np.asarray(logits_NV, np.float64))
         probs.append(exp / exp.sum(axis=1, keepdims=True))
@@ -129,6 +129,47 @@ def test_captions_of_an_ensemble_have_the_probabilities_of_its_mean(folder):
         targets = [w for w in words_T if w] + [vocab.EOS] * bool(found.finished_BK[row, 0])
         expected = sum(np.log(mean_BTV[row, t, w]) for t, w in enumerate(targets))
         np.testing.assert_allclose(found.log_probs_BK[row, 0], expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("names", [["one"], ["one", "two"]])
+def test_photos_that_take_the_place_of_others_get_the_same_captions(folder, names, monkeypatch):
+    """On CPUs the search over a split's features goes on with the next photo where one is done."""
+    members = [runs.load(folder / name) for name in names]
+    run = runs.join(members) if len(members) > 1 else members[0]
+    random = np.random.default_rng(0)
+    features = [random.normal(size=(40, 1, member.captioner.spec.features)).astype(np.float32) for member in members]
+    split = records.Split(Path("nowhere"), "val", [str(i) for i in range(40)], [["a red square"]] * 40, {}, "")
+    given, seen = [], inference.rows
+    monkeypatch.setattr(inference, "rows", lambda array, size: given.append(size) or seen(array, size))
+
+    def captions(line):
+        monkeypatch.setattr(inference, "LINE", line)
+        found = evaluate.Evaluator(run.config, run.captioner, run.vocab, parallel.Parallel("shard_map"), split,
+                                   others=[(member.config, split) for member in members[1:]])
+        return found.captions(run.params, run.batch_stats, tuple(features) if len(members) > 1 else features[0])
+
+    alone, in_line = captions(1), captions(16)
+    assert given == [8] * len(names) + [40 if jax.default_backend() == "cpu" else 8] * len(names)
+    assert [caption.text for caption in in_line.values()] == [caption.text for caption in alone.values()]
+    assert len({len(caption.text.split()) for caption in alone.values()}) > 1
+    np.testing.assert_allclose([c.log_prob for c in in_line.values()], [c.log_prob for c in alone.values()], rtol=1e-4)
+
+
+def test_lines_are_of_one_length_and_of_bounded_size():
+    devices = parallel.Parallel("shard_map")
+    search = config.Search()
+
+    def length(count, width, batch_size=64, search=search):
+        return inference.in_line(batch_size, search, devices, np.broadcast_to(np.float32(0), (count, 1, width)))
+
+    if devices.platform != "cpu":
+        assert length(1000, 1280) == 64
+        return
+    assert [length(count, 1280) for count in (5, 64, 65, 500, 1000, 1024, 1030, 5000)] == [64, 64, 128, 512, 1024, 1024, 576, 1024]
+    assert length(1000, 100 * 1280) == 128  # 128 maps of half a MB are 62.5 MiB
+    assert length(1000, 10000 * 1280) == 64
+    assert length(1000, 1280, search=config.Search(sample=True)) == 64
+    assert inference.in_line(64, search, devices, None) == 64
 
 
 def test_evaluate_leaves_an_ensembles_results_beside_the_runs_own(folder, capsys):
@@ -243,10 +284,10 @@ def test_coverage_adds_up_where_a_caption_looked():
         params, _ = attending.init(key, 32)
         params["decoder"] = jax.tree.map(lambda w: 12 * w, params["decoder"])
         context, state = attending.start(params, features_BPF)
-        step, penalty = inference.covering(attending, params, context, 0.5)
+        step, penalty = inference.covering(attending, params, 0.5)
         covered = state, jnp.zeros(features_BPF.shape[:2])
         for t in range(3):
-            covered, logits_BV = step(covered, tokens_BT[:, t])
+            covered, logits_BV = step(context, covered, tokens_BT[:, t])
         return logits_BV, penalty(covered), *attending.logits_and_attention(params, features_BPF, tokens_BT)
 
     logits_BV, penalty_B, expected_BTV, weights_BTP = both(jax.random.PRNGKey(0))

@@ -15,7 +15,7 @@ from jaxcap.search import Rules
 from jaxcap.vocab import BOS, EOS, PAD
 
 
-def step(state, token_N):
+def step(context, state, token_N):
     """A language model that knows only the last two tokens: each row's state carries its own table of logits."""
     rows = jnp.arange(token_N.shape[0])
     return state | {"before": token_N}, state["table"][rows, state["before"], token_N]
@@ -23,7 +23,7 @@ def step(state, token_N):
 
 @functools.cache
 def compiled(**settings):
-    return jax.jit(functools.partial(search.beam, step, **settings))
+    return jax.jit(functools.partial(search.beam, step, (), **settings))
 
 
 def table_model(key, vocabulary=6, rows=2, sharpness=2.0):
@@ -95,11 +95,11 @@ def test_a_wide_beam_is_exhaustive_search():
 def test_a_penalty_of_the_last_state_is_part_of_the_score():
     start, next_log_probs = table_model(jax.random.key(7), vocabulary=5)
 
-    def counting(state, token_N):  # how often word 3 was read
-        state, logits_NV = step(state, token_N)
+    def counting(context, state, token_N):  # how often word 3 was read
+        state, logits_NV = step(context, state, token_N)
         return state | {"threes": state["threes"] + (token_N == 3)}, logits_NV
 
-    found = search.beam(counting, start | {"threes": jnp.zeros(2)}, batch=2, beam=8, max_words=2, penalty=lambda s: -3.0 * s["threes"])
+    found = search.beam(counting, (), start | {"threes": jnp.zeros(2)}, batch=2, beam=8, max_words=2, penalty=lambda s: -3.0 * s["threes"])
     for row in range(2):
         scores = {words: total(next_log_probs, row, words) - 3 * words.count(3)
                   for n in range(3) for words in itertools.product([3, 4], repeat=n)}
@@ -136,13 +136,56 @@ def test_log_probs_are_those_of_the_captions():
             assert math.isclose(found.scores_BK[row, k], expected / (len(words) + 1), rel_tol=1e-5)
 
 
+def told_step(context, state, token_N):
+    """`step`, but the tables are what stays the same for a photo, shared by its captions; an end is likelier in some than in others."""
+    tables_BVVV = context["table"]
+    rows = jnp.arange(len(token_N)) // (len(token_N) // len(tables_BVVV))
+    return {"before": token_N}, tables_BVVV[rows, state["before"], token_N]
+
+
+@pytest.mark.parametrize(("places", "settings"), [
+    (3, {}), (1, {"beam": 1}), (7, {"length_normalization": 0.7}), (5, {"beam": 4, "groups": 2}), (3, {"must_contain": (4, 6)}),
+    (2, {"rules": Rules(min_words=2, no_repeat_ngram=2)}), (3, {"rules": Rules(forbidden=(PAD, BOS, EOS))}), (3, {"penalize": 4})])
+def test_photos_in_line_get_the_captions_that_they_get_side_by_side(places, settings):
+    settings = {"beam": 3, "max_words": 6} | settings
+    if word := settings.pop("penalize", None):
+        settings["penalty"] = lambda state: -1.0 * (state["before"] == word)
+    start, _ = table_model(jax.random.key(5), vocabulary=7, rows=8)
+    ends = jnp.linspace(-3.0, 4.0, 8)[jnp.array([3, 7, 0, 5, 2, 6, 1, 4])]  # some are done long before others
+    context = {"table": start.pop("table").at[..., EOS].add(ends[:, None, None])}
+    find = jax.jit(functools.partial(search.beam, told_step, batch=8, **settings), static_argnames="places")
+    found, expected = find(context, start, places=places), find(context, start)
+    lengths_B = (expected.tokens_BKT[:, 0] != PAD).sum(axis=1)
+    assert len(set(lengths_B.tolist())) > 1 or EOS in settings.get("rules", Rules()).forbidden
+    exists_BK = np.isfinite(expected.log_probs_BK)
+    assert exists_BK.any(axis=1).all()
+    for mine, theirs in zip(found, expected):
+        np.testing.assert_array_equal(np.asarray(mine)[exists_BK], np.asarray(theirs)[exists_BK])
+    np.testing.assert_array_equal(exists_BK, np.isfinite(found.log_probs_BK))
+
+
+def test_a_photo_that_is_done_makes_room_for_the_next_one():
+    calls = []
+
+    def step(context, state, token_N):
+        jax.debug.callback(lambda: calls.append(1))
+        ends_BV = jnp.where(jnp.arange(5) == EOS, jnp.where(state == 0, 20.0, -20.0), jnp.where(jnp.arange(5) == 4, 1.0, 0.0))
+        return state - 1, ends_BV
+
+    words = jnp.array([[9], [2], [2], [2]])  # before each one's end
+    found = search.beam(step, (), words, batch=4, places=2, beam=1, max_words=20)
+    jax.effects_barrier()
+    assert (found.tokens_BKT[:, 0] != PAD).sum(axis=1).tolist() == words[:, 0].tolist()
+    assert len(calls) == 10  # while the first one is written, the three others are, one after another
+
+
 def never_ending(vocabulary=5):
     logits = jnp.zeros(vocabulary).at[EOS].set(-1e9)
-    return lambda state, token_N: (state, jnp.broadcast_to(logits, (token_N.shape[0], vocabulary)))
+    return lambda context, state, token_N: (state, jnp.broadcast_to(logits, (token_N.shape[0], vocabulary)))
 
 
 def test_what_never_finishes_is_returned_cut():
-    found = search.beam(never_ending(), jnp.zeros((1, 1)), batch=1, beam=1, max_words=3)
+    found = search.beam(never_ending(), (), jnp.zeros((1, 1)), batch=1, beam=1, max_words=3)
     assert len(words_of(found.tokens_BKT[0, 0])) == 3
     assert not found.finished_BK[0, 0]
     assert np.isfinite(found.log_probs_BK[0, 0])
@@ -151,12 +194,12 @@ def test_what_never_finishes_is_returned_cut():
 def test_stops_as_soon_as_nothing_can_improve():
     calls = []
 
-    def step(state, token_N):
+    def step(context, state, token_N):
         jax.debug.callback(lambda: calls.append(1))
         logits = jnp.array([0.0, 0.0, 20.0, 0.0, 1.0])  # nearly always ends at once
         return state, jnp.broadcast_to(logits, (token_N.shape[0], 5))
 
-    jax.block_until_ready(search.beam(step, jnp.zeros((1, 1)), batch=1, beam=1, max_words=50))
+    jax.block_until_ready(search.beam(step, (), jnp.zeros((1, 1)), batch=1, beam=1, max_words=50))
     jax.effects_barrier()
     assert len(calls) == 1
 
@@ -265,7 +308,7 @@ def test_required_words_are_in_every_caption_also_where_they_fill_it_and_where_n
     assert np.isfinite(found.log_probs_BK[:, 0]).all()
     for tokens_T in found.tokens_BKT[np.isfinite(found.log_probs_BK)]:
         assert {4, 8, 6} <= set(words_of(tokens_T))
-    cut = search.beam(never_ending(6), jnp.zeros((1, 1)), batch=1, beam=2, max_words=3, must_contain=(3,))
+    cut = search.beam(never_ending(6), (), jnp.zeros((1, 1)), batch=1, beam=2, max_words=3, must_contain=(3,))
     assert not cut.finished_BK.any() and all(3 in tokens_T for tokens_T in cut.tokens_BKT[0])
 
 
@@ -308,7 +351,7 @@ def test_diverse_groups_are_the_search_over_lists_and_differ():
 
 @functools.cache
 def drawn(**settings):
-    return jax.jit(functools.partial(sampling.sample, step, **settings))
+    return jax.jit(functools.partial(sampling.sample, step, (), **settings))
 
 
 def keys(seed, rows):

@@ -231,17 +231,21 @@ class Decoder(nn.Module):
         """
         return self._begin(self._standardized(features_BPF), Kept())
 
-    def step(self, context: PyTree, state: PyTree, token_N: Array) -> tuple[PyTree, Array]:
+    def step(self, context: PyTree, state: PyTree, token_N: Array, read_VG: Array | None = None) -> tuple[PyTree, Array]:
         """Reads one token a row and returns the new state and the next word's logits [N, V].
 
-        N is a multiple of the photos in `context`, the captions of a photo side by side. Attention weights [N, P] are sown as
-        ("attention", "weights").
+        N is a multiple of the photos in `context`, the captions of a photo side by side. `read_VG` is what `read` gives. Attention
+        weights [N, P] are sown as ("attention", "weights").
         """
-        words_NE = self._embedded(token_N)
-        state, hidden_ND, seen_NF, weights_NP = self._advance(context, state, words_NE, Kept())
+        words_NE, x_NG = self._embedded(token_N), None if read_VG is None else read_VG[token_N]
+        state, hidden_ND, seen_NF, weights_NP = self._advance(context, state, words_NE, Kept(), x_NG)
         if weights_NP is not None:
             self.sow("attention", "weights", weights_NP)
         return state, self._write(self._output(hidden_ND, words_NE, seen_NF))
+
+    def read(self) -> Array:
+        """What every word, read, is to the first layer's gates, [V, G]: where many are read, `step` need not multiply each."""
+        return self._words_input(self._embedded(jnp.arange(self.vocabulary)))
 
     def words(self, features_BPF: Array) -> Array:
         """Logits [B, V] of the words of the caption in no order, from the photo alone: which words are near its embedding.
@@ -264,22 +268,23 @@ class Decoder(nn.Module):
             x = times(states[-1].hidden_BD, kept.after(layer))
         return (), tuple(states)
 
-    def _advance(self, context: PyTree, states: PyTree, words_NE: Array, kept: Kept):
-        """New states, the last layer's hidden state, what was seen and the attention weights (None with image first)."""
+    def _advance(self, context: PyTree, states: PyTree, words_NE: Array, kept: Kept, x_NG: Array | None = None):
+        """New states, the last layer's hidden state, what was seen and the attention weights (None with image first).
+
+        `x_NG` is the words' part of the first layer's gates, where it is known.
+        """
         new, seen_NF, weights_NP = [], None, None
-        x = times(words_NE, kept.input)
+        x_NG = self._words_input(times(words_NE, kept.input)) if x_NG is None else x_NG
         for layer, state in enumerate(states):
             if layer:
-                x = times(x, kept.after(layer - 1))
+                x_NG = self._input(times(x, kept.after(layer - 1)), layer)
             if layer == 0 and self.image == "attention":
                 state, seen_NF, weights_NP = attention.step(
-                    self.unit.step, self._attention_weights(), context, state, self._words_input(x), kept.attention)
+                    self.unit.step, self._attention_weights(), context, state, x_NG, kept.attention)
             else:
                 if layer == 0 and self.image == "every":
-                    shown = jax.tree.map(lambda x_B: jnp.repeat(x_B, len(x) // len(x_B), axis=0), context)
-                    x_NG, seen_NF = self._words_input(x) + shown.gates_BG, shown.output_BE
-                else:
-                    x_NG = self._input(x, layer)
+                    shown = jax.tree.map(lambda x_B: jnp.repeat(x_B, len(x_NG) // len(x_B), axis=0), context)
+                    x_NG, seen_NF = x_NG + shown.gates_BG, shown.output_BE
                 h_NG = cells.from_hidden(state.hidden_BD, self._recurrent(layer), self._recurrent_bias(layer))
                 state = self.unit.step(x_NG, h_NG, state)
             new.append(state)
@@ -342,7 +347,7 @@ class Decoder(nn.Module):
         return x if self.kernel_biases[layer] is None else x + self.kernel_biases[layer].astype(self.dtype)
 
     def _words_input(self, words: Array) -> Array:
-        """The word's part of the first layer's gates, where what is seen has a part of its own."""
+        """The word's part of the first layer's gates: what is seen may have a part of its own."""
         return self._plus_bias(products.matmul(words, self._rows(0, None, self.embedding)), 0)
 
     def _input(self, x: Array, layer: int) -> Array:
