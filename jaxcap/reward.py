@@ -157,7 +157,7 @@ def draw(captioner: Captioner, params: PyTree, features_BPF: Array, photo_B: Arr
     """
     batch, samples = features_BPF.shape[0], settings.samples
     context, state = captioner.start(params, features_BPF)
-    rules, step = search.Rules(FORBIDDEN), captioner.stepper(params, batch * samples * max_words)
+    rules, step = search.Rules(FORBIDDEN), captioner.stepper(params)
 
     def rewarded(found: search.Captions) -> tuple[Array, Array]:
         words_NT, finished_N = found.tokens_BKT.reshape(-1, max_words), found.finished_BK.reshape(-1)
