@@ -61,8 +61,8 @@ def decoder(captioner: Captioner | Ensemble, settings: configs.Search, size: int
         options |= {"draws": settings.beam, "temperature": settings.temperature, "top_k": settings.top_k,
                     "nucleus": settings.nucleus}
     else:
-        options |= {"places": -(-places // parallel.size), "beam": settings.beam, "must_contain": words(settings.must_contain), "groups": settings.groups,
-                    "diversity": settings.diversity}
+        options |= {"beam": settings.beam, "must_contain": words(settings.must_contain), "groups": settings.groups,
+                    "diversity": settings.diversity, "places": -(-places // parallel.size)}
 
     def decode(params, look, seen, first):
         context, state = captioner.start(params, _features(look, seen, size))

@@ -116,7 +116,7 @@ def beam(step: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]], context:
         hopeful_BG = (bound_BG > loop.done.scores_BK[:, W - 1::W]) & (bound_BG > NEVER)
         return (loop.t_B <= T) & jnp.any(hopeful_BG, axis=1)
 
-    def word(loop: _Loop) -> _Loop:
+    def write(loop: _Loop) -> _Loop:
         photo_B, t_B, live, done = loop
         t_B1 = t_B[:, None]
         here = context if B == batch else _rows(context, photo_B)
@@ -191,9 +191,9 @@ def beam(step: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]], context:
         found = _where(~loop.done.finished_BK.any(axis=1), partial, loop.done)
         return _best(found, beam) if G > 1 else found
 
-    def word_and_next(line: tuple[_Loop, Captions]) -> tuple[_Loop, Captions]:
-        loop, found = word(line[0]), line[1]
-        over_B = ~going(loop)
+    def write_in_line(line: tuple[_Loop, Captions]) -> tuple[_Loop, Captions]:
+        loop, found = write(line[0]), line[1]
+        over_B = ~going(loop)  # also where there is no photo
         row_B = jnp.where(over_B, loop.photo_B, batch)
         found = jax.tree.map(lambda of_all, of_some: of_all.at[row_B].set(of_some, mode="drop"), found, result(loop))
         next_B = jnp.where(over_B, loop.photo_B.max() + jnp.cumsum(over_B), loop.photo_B)
@@ -201,8 +201,8 @@ def beam(step: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]], context:
 
     first = begin(jnp.arange(B))
     if B == batch:
-        return result(jax.lax.while_loop(lambda loop: going(loop).any(), word, first))
-    return jax.lax.while_loop(lambda line: (line[0].photo_B < batch).any(), word_and_next, (first, _nothing(batch, beam, T)))[1]
+        return result(jax.lax.while_loop(lambda loop: going(loop).any(), write, first))
+    return jax.lax.while_loop(lambda line: (line[0].photo_B < batch).any(), write_in_line, (first, _nothing(batch, beam, T)))[1]
 
 
 def likeliest(log_probs_XV: Array, count: int) -> Array:
@@ -259,6 +259,7 @@ def _nothing(batch: int, beam: int, max_words: int) -> Captions:
 
 
 def _rows(tree: PyTree, index_N: Array) -> PyTree:
+    """Those rows of every array; a place without a photo gets the last one's."""
     return jax.tree.map(lambda x: x.at[index_N].get(mode="clip"), tree)
 
 
