@@ -16,8 +16,7 @@ import numpy as np
 from benchmarks import timing, workload
 from benchmarks.timing import Timing, short
 from jaxcap import config as configs
-from jaxcap import evaluate, features, inference, progress, runs
-from jaxcap.data import records
+from jaxcap import inference
 from jaxcap.errors import UserError, run_command
 from jaxcap.parallel import Parallel
 
@@ -76,23 +75,6 @@ def measure(source: str, beam: int, batch: int, of: workload.Settings, model: tu
             "latency_ms": {"p50": percentile(waits_ms, 50), "p99": percentile(waits_ms, 99), "calls": waits_ms}}
 
 
-def measure_run(beam: int, run: runs.Run, split: records.Split, features_NPF: np.ndarray | None, devices: Parallel,
-                arguments: argparse.Namespace) -> dict:
-    """Captions of a trained run for all photos of a split, as evaluation writes them; a JSON object."""
-    evaluator = evaluate.Evaluator(configs.change(run.config, {"search.beam": beam}), run.captioner, run.vocab, devices, split)
-
-    def call():
-        return evaluator.captions(run.params, run.batch_stats, features_NPF)
-
-    start = time.perf_counter()
-    words = float(np.mean([len(run.vocab.tokenize(caption.text)) for caption in call().values()]))
-    first_s = time.perf_counter() - start
-    timed = timing.time_calls(call, repeats=arguments.repeats, calls=arguments.calls_per_repeat or 1)
-    return {"source": f"{split.name}'s {'photos' if features_NPF is None else 'features'}", "beam": beam, "batch": len(split),
-            "dtype": run.config.decoder.dtype, "ms": timed.to_dict(), "captions_per_s": 1000 * len(split) / timed.ms, "words": words,
-            "compile_s": first_s - timed.ms / 1000}
-
-
 def expected_s(results: list[dict], source: str, beam: int, batch: int) -> float:
     """Seconds that a call will take if it grows with the batch, from the largest smaller one measured; 0 if there is none."""
     smaller = [r for r in results if "ms" in r and (r["source"], r["beam"]) == (source, beam) and r["batch"] < batch]
@@ -115,12 +97,11 @@ def rows(results: list[dict]) -> list[list[str]]:
         if "ms" not in r:
             lines.append([*line, "failed" if "error" in r else "left out", *["–"] * (len(lines[0]) - 4)])
             continue
-        waits = ["–", "–"]
-        if wait := r.get("latency_ms"):
-            few = "" if len(wait["calls"]) >= 100 else f" (largest of {len(wait['calls'])})"
-            waits = [short(wait["p50"]), short(wait["p99"]) + few]
-        lines.append([*line, short(r["captions_per_s"]), short(r["ms"]["median"]), Timing(tuple(r["ms"]["repeats"]), 1).spread,
-                      *waits, short(r["words"]), short(r["compile_s"], " s")])
+        wait = r["latency_ms"]
+        few = "" if len(wait["calls"]) >= 100 else f" (largest of {len(wait['calls'])})"
+        lines.append([*line, short(r["captions_per_s"]), short(r["ms"]["median"]),
+                      Timing(tuple(r["ms"]["repeats"]), 1).spread, short(wait["p50"]), short(wait["p99"]) + few,
+                      short(r["words"]), short(r["compile_s"], " s")])
     return lines
 
 
@@ -129,8 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m benchmarks.decode", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Captions a second at the settings of configs/im2txt.py, from photos (CNN and search in one compiled\n"
                     "function) and from features, and how long one call takes. The weights are random, so that hardly any\n"
-                    "caption ends early and the longest one allowed is written: a trained captioner stops sooner. With\n"
-                    "--run, captions of a trained run for a whole split, by its own settings but for the beam.\n\n"
+                    "caption ends early and the longest one allowed is written: a trained captioner stops sooner.\n\n"
                     "  captions/s, ms a batch   calls dispatched one after another, as captioning a folder does\n"
                     f"  p50, p99                 single calls, each waited for: {LATENCY_CALLS} of them, or as many as fit into "
                     f"{LATENCY_S:.0f} s\n"
@@ -140,43 +120,38 @@ def main(argv: list[str] | None = None) -> int:
                "examples:\n"
                "  python -m benchmarks.decode\n"
                "  python -m benchmarks.decode --sources features --beam 3 --batch 1 2 4 8 16 32 64 128 256\n"
-               "  python -m benchmarks.decode --dtype bfloat16 --json decode.json\n"
-               "  python -m benchmarks.decode --run runs/flickr8k-20260101-120000 --beam 1 3 10\n")
-    parser.add_argument("--sources", nargs="+", choices=("photos", "features"), help="what captions are written from (default: both)")
+               "  python -m benchmarks.decode --dtype bfloat16 --json decode.json\n")
+    parser.add_argument("--sources", nargs="+", choices=("photos", "features"), default=["photos", "features"])
     parser.add_argument("--beam", nargs="+", type=timing.count, metavar="K",
                         help=f"beam sizes; 1 is greedy (default: {' '.join(map(str, BEAMS))})")
     parser.add_argument("--batch", nargs="+", type=timing.count, metavar="B",
                         help=f"photos at once (default: {' '.join(map(str, BATCHES))})")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the arithmetic (default: float32)")
-    parser.add_argument("--run", type=Path, metavar="RUN", help="a run directory: its captions of a split, from cached features where there are any")
-    parser.add_argument("--split", default="val", help="the split that --run captions (default: val)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the arithmetic")
     parser.add_argument("--repeats", type=timing.count, default=0, metavar="N", help="timings")
     parser.add_argument("--calls-per-repeat", type=timing.count, default=0, metavar="N", help="batches a timing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     parser.add_argument("--tiny", action="store_true", help="a miniature that only shows that everything runs")
     arguments = parser.parse_args(argv)
     beams = arguments.beam or (TINY_BEAMS if arguments.tiny else BEAMS)
-    if arguments.run:
-        return time_run(beams, arguments)
     if arguments.tiny:
         arguments.repeats, arguments.calls_per_repeat = arguments.repeats or 5, arguments.calls_per_repeat or 1
 
     timing.initialize()
-    of = workload.settings(tiny=arguments.tiny, dtype=arguments.dtype or "float32")
+    of = workload.settings(tiny=arguments.tiny, dtype=arguments.dtype)
     if max(beams) >= of.vocabulary:
         raise UserError(f"--beam {max(beams)} is more than the vocabulary of {of.vocabulary} words has to offer")
     devices = Parallel(of.config.parallel)
     batches = arguments.batch or default_batches(devices.size, arguments.tiny)
     for batch in batches:
         devices.check_batch(batch, "--batch")
-    file = timing.ResultFile(arguments.json, f"decode {of.config.decoder.dtype}")
+    file = timing.ResultFile(arguments.json, f"decode {arguments.dtype}")
     print(f"captions of at most {of.config.search.max_words} words, {of.config.encoder.name} + LSTM "
           f"{of.config.decoder.hidden}, {of.vocabulary:,} words, random weights\n"
           f"{timing.describe(file.result['machine'])}", flush=True)
     captioner, *variables = workload.model(of)
     model = (captioner, *devices.replicate(tuple(variables)))
     results = file.result["results"]
-    for batch, source, beam in itertools.product(batches, arguments.sources or ("photos", "features"), beams):
+    for batch, source, beam in itertools.product(batches, arguments.sources, beams):
         print(f"  {source}, beam {beam}, batch {batch} …", end="", file=sys.stderr, flush=True)
         result = {"source": source, "beam": beam, "batch": batch}
         expected = expected_s(results, source, beam, batch)
@@ -195,29 +170,6 @@ def main(argv: list[str] | None = None) -> int:
     print("\n" + timing.table(rows(results)))
     file.save(rows(results), finished=True)
     return 0 if file.result["ok"] else 1
-
-
-def time_run(beams: Sequence[int], arguments: argparse.Namespace) -> int:
-    """The benchmark of a trained run; its exit status."""
-    own = [f"--{name}" for name in ("sources", "batch", "dtype", "tiny") if getattr(arguments, name)]
-    if own:
-        raise UserError(f"--run takes its own settings: leave out {', '.join(own)}")
-    timing.initialize()
-    run = runs.load(arguments.run)
-    for beam in beams:
-        configs.change(run.config, {"search.beam": beam})  # what is wrong is said before anything is timed
-    split = records.open_split(run.config.data, arguments.split)
-    found = features.find(split, run.config, run.params, run.batch_stats)
-    file = timing.ResultFile(arguments.json, "decode a run")
-    print(f"{len(split):,} photos of {split.name} by {arguments.run}: {run.config.encoder.name} + {run.config.decoder.name} "
-          f"{run.config.decoder.hidden}, {len(run.vocab):,} words\n{timing.describe(file.result['machine'])}", flush=True)
-    progress.silent, results = True, file.result["results"]
-    for beam in beams:
-        results.append(measure_run(beam, run, split, found, Parallel(run.config.parallel), arguments))
-        file.save(rows(results))
-    print("\n" + timing.table(rows(results)))
-    file.save(rows(results), finished=True)
-    return 0
 
 
 if __name__ == "__main__":

@@ -6,10 +6,7 @@ import jax
 import pytest
 
 from benchmarks import decode, timing
-from jaxcap import features, parallel, progress, runs
-from jaxcap.data import records, shapes
 from jaxcap.errors import UserError
-from test_ensemble import make_run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,33 +54,6 @@ def test_a_tiny_run_leaves_out_what_would_take_long(tmp_path, monkeypatch, capsy
     assert left_out["batch"] == 16 and left_out["left_out"] == pytest.approx(2 * measured["ms"]["median"] / 1000)
     output = capsys.readouterr()
     assert "(largest of 5)" in output.out and "left out" in output.out and "--batch 16 times it all the same" in output.err
-
-
-def test_a_trained_runs_captions_of_a_split_are_timed_from_photos_or_features(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(shapes, "SPLITS", {"train": 16, "val": 12})
-    monkeypatch.setattr(progress, "silent", False)
-    directory = make_run(tmp_path / "run", 1, steps=(1,))
-    arguments = ["--run", str(directory), "--beam", "1", "2", "--repeats", "2", "--json", str(tmp_path / "decode.json")]
-
-    def timed():
-        assert decode.main(arguments) == 0
-        return json.loads((tmp_path / "decode.json").read_text("utf-8"))["results"]
-
-    by_photos = timed()
-    assert [(r["source"], r["beam"], r["batch"], len(r["ms"]["repeats"])) for r in by_photos] == [
-        ("val's photos", 1, 12, 2), ("val's photos", 2, 12, 2)]
-    run = runs.load(directory)
-    split, devices = records.open_split(run.config.data, "val"), parallel.Parallel("shard_map")
-    features.cached(split, run.config, run.captioner, run.params, run.batch_stats, devices, batch_size=8)
-    by_features = timed()
-    assert {r["source"] for r in by_features} == {"val's features"}
-    assert [r["words"] for r in by_features] == [r["words"] for r in by_photos]  # the same captions
-    assert by_features[0]["captions_per_s"] == pytest.approx(12000 / by_features[0]["ms"]["median"])
-    assert "greedy" in capsys.readouterr().out
-    for wrong, message in ((["--batch", "8", "--dtype", "bfloat16"], "--run takes its own settings: leave out --batch, --dtype"),
-                           (["--split", "tset"], "has no split 'tset'")):
-        with pytest.raises(UserError, match=message):
-            decode.main([*arguments, *wrong])
 
 
 def test_wrong_options_are_refused():
