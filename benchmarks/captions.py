@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import timing
+from benchmarks.decode import BEAMS, search_name
 from benchmarks.timing import Timing, short
 from jaxcap import config as configs
 from jaxcap import evaluate, features, progress, runs
@@ -16,13 +17,10 @@ from jaxcap.errors import run_command
 from jaxcap.parallel import Parallel
 from jaxcap.runs import Run
 
-BEAMS = (1, 3, 10)
 
-
-def measure(beam: int, run: Run, split: Split, features_NPF: np.ndarray | None, arguments: argparse.Namespace) -> dict:
-    """Captions of all photos of a split, from features where they are given; a JSON object."""
-    changed = configs.change(run.config, {"search.beam": beam})
-    evaluator = evaluate.Evaluator(changed, run.captioner, run.vocab, Parallel(changed.parallel), split)
+def measure(configuration: configs.Config, run: Run, split: Split, features_NPF: np.ndarray | None, repeats: int) -> dict:
+    """A run's captions of all photos of a split, from features where they are given; a JSON object."""
+    evaluator = evaluate.Evaluator(configuration, run.captioner, run.vocab, Parallel(configuration.parallel), split)
 
     def call():
         return evaluator.captions(run.params, run.batch_stats, features_NPF)
@@ -30,8 +28,8 @@ def measure(beam: int, run: Run, split: Split, features_NPF: np.ndarray | None, 
     start = time.perf_counter()
     words = float(np.mean([len(run.vocab.tokenize(caption.text)) for caption in call().values()]))
     first_s = time.perf_counter() - start
-    timed = timing.time_calls(call, repeats=arguments.repeats, calls=1)
-    return {"source": "photos" if features_NPF is None else "features", "beam": beam, "photos": len(split), "ms": timed.to_dict(),
+    timed = timing.time_calls(call, repeats=repeats, calls=1)
+    return {"source": "photos" if features_NPF is None else "features", "beam": configuration.search.beam, "photos": len(split), "ms": timed.to_dict(),
             "captions_per_s": 1000 * len(split) / timed.ms, "words": words, "compile_s": first_s - timed.ms / 1000}
 
 
@@ -39,7 +37,7 @@ def rows(results: list[dict]) -> list[list[str]]:
     """The table of results."""
     lines = [["from", "search", "photos", "captions/s", "ms", "min – max", "words", "compile"]]
     for r in results:
-        lines.append([r["source"], "greedy" if r["beam"] == 1 else f"beam {r['beam']}", f"{r['photos']:,}", short(r["captions_per_s"]),
+        lines.append([r["source"], search_name(r["beam"]), f"{r['photos']:,}", short(r["captions_per_s"]),
                       short(r["ms"]["median"]), Timing(tuple(r["ms"]["repeats"]), 1).spread, short(r["words"]), short(r["compile_s"], " s")])
     return lines
 
@@ -63,16 +61,15 @@ def main(argv: list[str] | None = None) -> int:
 
     timing.initialize()
     run = runs.load(arguments.run)
-    for beam in arguments.beam:
-        configs.change(run.config, {"search.beam": beam})  # what is wrong is said before anything is timed
+    changed = [configs.change(run.config, {"search.beam": beam}) for beam in arguments.beam]
     split = records.open_split(run.config.data, arguments.split)
     found = features.find(split, run.config, run.params, run.batch_stats)
     file = timing.ResultFile(arguments.json, "captions of a run")
     print(f"{len(split):,} photos of {split.name}: {run.config.encoder.name} + {run.config.decoder.name} {run.config.decoder.hidden}, "
           f"{len(run.vocab):,} words\n{timing.describe(file.result['machine'])}", flush=True)
     progress.silent, results = True, file.result["results"]
-    for beam in arguments.beam:
-        results.append(measure(beam, run, split, found, arguments))
+    for configuration in changed:
+        results.append(measure(configuration, run, split, found, arguments.repeats))
         file.save(rows(results))
     print("\n" + timing.table(rows(results)))
     file.save(rows(results), finished=True)

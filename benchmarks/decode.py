@@ -89,11 +89,16 @@ def default_batches(devices: int, tiny: bool) -> list[int]:
     return [batch for batch in (TINY_BATCHES if tiny else BATCHES) if batch % devices == 0] or [devices]
 
 
+def search_name(beam: int) -> str:
+    """What a table calls a search."""
+    return "greedy" if beam == 1 else f"beam {beam}"
+
+
 def rows(results: list[dict]) -> list[list[str]]:
     """The table of results."""
     lines = [["from", "search", "batch", "captions/s", "ms a batch", "min – max", "p50, ms", "p99, ms", "words", "compile"]]
     for r in results:
-        line = [r["source"], "greedy" if r["beam"] == 1 else f"beam {r['beam']}", str(r["batch"])]
+        line = [r["source"], search_name(r["beam"]), str(r["batch"])]
         if "ms" not in r:
             lines.append([*line, "failed" if "error" in r else "left out", *["–"] * (len(lines[0]) - 4)])
             continue

@@ -142,7 +142,7 @@ def beam(step: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]], context:
         tokens_BLT = jnp.take_along_axis(live.tokens_BLT, parents_BL[:, :, None], axis=1)
         tokens_BLT = jnp.where(jnp.arange(T) == t_B1[:, :, None], last_BL[:, :, None], tokens_BLT)
         # In the last round nothing lives on, but what was alive is still the answer where nothing has finished.
-        live = _where(t_B < T, _Live(tokens_BLT, log_probs_BL, last_BL, jax.tree.map(lambda x: x[rows_N], state)), live)
+        live = _where(t_B < T, _Live(tokens_BLT, log_probs_BL, last_BL, _rows(state, rows_N)), live)
         return _Loop(photo_B, t_B + 1, live, done)
 
     def advance(tokens_BLT, log_probs_BL, word_log_probs_BLV, penalty_BL, cost_BV, t_B1):
