@@ -25,6 +25,7 @@ from jaxcap.step import AXIS
 PyTree = Any
 REPLICATED, SHARDED = PartitionSpec(), PartitionSpec(AXIS)
 RELIEVE_S = 1.0
+LONG_S, PAUSE_S = 0.5, 0.005
 
 
 def initialize() -> None:
@@ -107,7 +108,7 @@ class Parallel:
         self.mode = mode
         self.mesh = Mesh(np.array(devices), (AXIS,))
         self._paced: PyTree = None
-        self._relieved = -math.inf
+        self._relieved, self._sent, self._long = -math.inf, math.inf, False
 
     @property
     def size(self) -> int:
@@ -129,14 +130,20 @@ class Parallel:
     def pace(self, reported: PyTree) -> None:
         """Waits, on CPUs, for the step before the one that will report `reported`, so that one runs and one waits in line.
 
-        A CPU takes memory for every step in line, and virtual devices with many may wait for each other for ever. What steps
-        have freed on the host is handed back where it becomes too much, which is looked at once in RELIEVE_S. Elsewhere steps line
-        up freely.
+        A CPU takes memory for every step in line, and virtual devices with many may wait for each other for ever. Where steps take
+        longer than LONG_S none waits in line, and there are PAUSE_S between them: the next would ask for its memory a moment before
+        this one gives back its own, and the process would grow by as much. What steps have freed on the host is handed back where it
+        becomes too much, which is looked at once in RELIEVE_S. Elsewhere steps line up freely.
         """
         if self.platform == "cpu":
             jax.block_until_ready(self._paced)
+            if self._long:
+                jax.block_until_ready(reported)
+                time.sleep(PAUSE_S)
             self._paced = reported
-        if (now := time.monotonic()) - self._relieved >= RELIEVE_S:  # to look takes 20 µs, a twentieth of a short step
+        now = time.monotonic()
+        self._long, self._sent = now - self._sent > LONG_S, now
+        if now - self._relieved >= RELIEVE_S:  # to look takes 20 µs, a twentieth of a short step
             self._relieved = now
             memory.relieve()
 

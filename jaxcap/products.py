@@ -8,11 +8,12 @@ Other CPUs have no use for bfloat16, and XLA no routine for every such product t
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 
 @functools.cache
@@ -51,13 +52,21 @@ def back(d_y: Array, kernel_IJ: Array) -> Array:
 
 def into_kernel(x: Array, d_y: Array, kernel_IJ: Array) -> Array:
     """The gradient of the kernel in `matmul`, summed over all leading axes, in float32."""
+    return into_kernels(x, [d_y], kernel_IJ)[0]
+
+
+def into_kernels(x: Array, d_ys: Sequence[Array], kernel_IJ: Array) -> list[Array]:
+    """`into_kernel` for several kernels by which the same x was multiplied."""
     if not rounds(x, kernel_IJ):
-        leading = "bhw"[:x.ndim - 1]
-        return jnp.einsum(f"{leading}i,{leading}j->ij", x, d_y, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
-    x_NI, d_y_NJ = (array.astype(kernel_IJ.dtype).reshape(-1, array.shape[-1]) for array in (x, d_y))
-    # XLA makes a transposed factor part of the product, and its bfloat16 routine takes none. A row of zeros keeps them apart.
-    x_IN, d_y_NJ = jnp.pad(x_NI.T, ((0, 0), (0, 1))), jnp.pad(d_y_NJ, ((0, 1), (0, 0)))
-    return jnp.matmul(x_IN, d_y_NJ, preferred_element_type=x.dtype)
+        leading, sums = "bhw"[:x.ndim - 1], jnp.promote_types(x.dtype, jnp.float32)
+        return [jnp.einsum(f"{leading}i,{leading}j->ij", x, d_y, preferred_element_type=sums) for d_y in d_ys]
+    # XLA makes a transposed factor part of the product, and its bfloat16 routine takes none. Where x has several leading axes they are
+    # made one in between, which keeps transposition and product apart; where it has one, a row of zeros does.
+    extra = int(x.ndim == 2)
+    x_IN = jnp.moveaxis(x.astype(kernel_IJ.dtype), -1, 0)
+    x_IN = jnp.pad(x_IN, ((0, 0), (0, 1))) if extra else lax.optimization_barrier(x_IN).reshape(len(x_IN), -1)
+    d_ys_NJ = [jnp.pad(d_y.astype(kernel_IJ.dtype).reshape(-1, d_y.shape[-1]), ((0, extra), (0, 0))) for d_y in d_ys]
+    return [jnp.matmul(x_IN, d_y_NJ, preferred_element_type=x.dtype) for d_y_NJ in d_ys_NJ]
 
 
 def rounds(x: Array, kernel: Array) -> bool:

@@ -78,6 +78,18 @@ def test_a_cpu_is_two_steps_ahead_at_most(monkeypatch):
     assert waited == ([None, first] if jax.default_backend() == "cpu" else [])
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="steps line up freely on accelerators")
+def test_long_steps_do_not_stand_in_line_so_that_one_gives_back_its_memory_before_the_next_asks_for_its_own(monkeypatch):
+    waited, now = [], iter([10.0, 10.1, 11.0, 12.0, 12.1, 12.2])
+    monkeypatch.setattr(jax, "block_until_ready", waited.append)
+    monkeypatch.setattr(parallel.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(parallel.time, "sleep", lambda seconds: waited.append(f"{seconds} s"))
+    devices = parallel.Parallel()
+    for step in range(6):  # the third and the fourth take long
+        devices.pace(step)
+    assert waited == [None, 0, 1, 2, 3, "0.005 s", 3, 4, "0.005 s", 4]
+
+
 def test_memory_is_not_looked_at_in_every_short_step(monkeypatch):
     looked, now = [], iter([10.0, 10.4, 10.9, 11.1])
     monkeypatch.setattr(memory, "relieve", lambda: looked.append(True))

@@ -2,7 +2,7 @@
 
 XLA's own convolution reaches half of what its matrix products do where it has a stride, and knows no bfloat16 instructions; the gradient
 of a kernel it computes as a convolution by a kernel the size of the map, in batches mostly at a sixth to three quarters of the speed.
-So large maps go by Winograd; strided convolutions are one matrix product of the columns that the kernel sees (Chellapilla et al. 2006);
+So 3×3 convolutions go by Winograd; strided ones are one matrix product of the columns that the kernel sees (Chellapilla et al. 2006);
 and where factors are rounded to bfloat16 others are one of every pixel with all taps of the kernel, or of what one of its rows sees
 with all of its rows, whose results are then added where they belong. `python -m benchmarks.convolutions` tells what each takes.
 """
@@ -18,6 +18,7 @@ from jaxcap.encoders import shifted, winograd
 
 SMALL_KERNEL = 9  # taps; larger ones make columns that are too many
 THICK = 64  # from here on products of factors in bfloat16 pay, and strided convolutions as products
+SMALL_MAP = 56  # pixels a side; what is added of larger maps costs what the products save
 
 
 @jax.custom_vjp
@@ -32,9 +33,10 @@ def _pointwise_backward(saved, dy_BHWO):
 
 
 def _into_kernel(x_BHWI, dy_BHWO, kernel_IO):
-    """`products.into_kernel` as a sum over one axis: XLA is slower at one over three."""
-    x_NI, dy_NO = (array.reshape(-1, array.shape[-1]) for array in (x_BHWI, dy_BHWO))
-    return products.into_kernel(x_NI, dy_NO, kernel_IO)
+    """`products.into_kernel`, in float32 as a sum over one axis: XLA is slower at one over three."""
+    if not products.rounds(x_BHWI, kernel_IO):
+        x_BHWI, dy_BHWO = (array.reshape(-1, array.shape[-1]) for array in (x_BHWI, dy_BHWO))
+    return products.into_kernel(x_BHWI, dy_BHWO, kernel_IO)
 
 
 pointwise.defvjp(lambda x_BHWC, kernel_IO: (pointwise(x_BHWC, kernel_IO), (x_BHWC, kernel_IO)), _pointwise_backward)
@@ -56,11 +58,9 @@ def _rows_pay(height: int, width: int, into: int, out: int) -> bool:
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(x_BHWC, kernel_hwIO, stride: int, padding):
     """x_BHWC → y_BHWO. `padding` is "SAME", "VALID" or ((above, below), (left, right)); a kernel in bfloat16 rounds x in products."""
-    if winograd.pays(x_BHWC.shape, kernel_hwIO.shape, stride, x_BHWC.dtype):
-        return winograd.convolve(x_BHWC, kernel_hwIO, padding)
-    if stride > 1 and _columns_pay(*kernel_hwIO.shape):
-        return _of_columns(x_BHWC, kernel_hwIO, stride, padding)
-    return _unstrided(x_BHWC, kernel_hwIO, padding) if stride == 1 else ordinary(x_BHWC, kernel_hwIO, stride, padding)
+    if stride == 1:
+        return _unstrided(x_BHWC, kernel_hwIO, padding)
+    return (_of_columns if _columns_pay(*kernel_hwIO.shape) else ordinary)(x_BHWC, kernel_hwIO, stride, padding)
 
 
 def _columns_pay(height: int, width: int, into: int, out: int) -> bool:
@@ -91,8 +91,11 @@ convolve.defvjp(_forward, _backward)
 
 
 def _unstrided(x_BHWC, kernel_hwIO, padding):
-    pays = products.rounds(x_BHWC, kernel_hwIO) and is_factor(kernel_hwIO.shape) and _is_small(x_BHWC)
-    return _of_taps(x_BHWC, kernel_hwIO, padding) if pays else ordinary(x_BHWC, kernel_hwIO, 1, padding)
+    if winograd.pays(x_BHWC, kernel_hwIO):
+        return winograd.convolve(x_BHWC, kernel_hwIO, padding)
+    if products.rounds(x_BHWC, kernel_hwIO) and is_factor(kernel_hwIO.shape) and _is_small(x_BHWC):
+        return _of_taps(x_BHWC, kernel_hwIO, padding)
+    return ordinary(x_BHWC, kernel_hwIO, 1, padding)
 
 
 def _of_columns(x_BHWC, kernel_hwIO, stride, padding):
@@ -146,10 +149,10 @@ def _dkernel(x_BHWC, kernel_hwIO, stride, padding, dy_BHWO):
             taps = jnp.stack([products.into_kernel(x, dy_BHWO, factor) for x in seen])
     else:
         around = _turned(x_BHWC, dy_BHWO, kernel_hwIO, padding)
-        shifts = reversed(list(shifted.windows(dy_BHWO, size, 1, around)))
-        taps = jnp.stack([products.into_kernel(x_BHWC, dy, factor) for dy in shifts])
+        shifts = shifted.windows(dy_BHWO.astype(factor.dtype), size, 1, around)
+        taps = jnp.stack(products.into_kernels(x_BHWC, list(shifts)[::-1], factor))
     return taps.reshape(kernel_hwIO.shape).astype(kernel_hwIO.dtype)
 
 
 def _is_small(x_BHWC):
-    return max(x_BHWC.shape[1:3]) < winograd.SMALLEST
+    return max(x_BHWC.shape[1:3]) < SMALL_MAP

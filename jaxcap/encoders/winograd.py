@@ -7,18 +7,19 @@ are rounded (`jaxcap.products`), which costs 1.4 times the error of rounding the
 """
 
 import jax.numpy as jnp
+from jax import lax
 
 from jaxcap import products
 from jaxcap.encoders import shifted
 
-SMALLEST = 56  # pixels a side; on smaller maps the additions and the transformed kernel cost what the products save
-CHANNELS = 16  # fewer make products too thin to gain by
+PIXELS = 1024  # of all photos; fewer save less than it costs to transform the kernel
+CHANNELS = 32  # fewer make products too thin to gain by
 
 
-def pays(shape_BHWC: tuple[int, ...], shape_hwIO: tuple[int, ...], stride: int, dtype: jnp.dtype) -> bool:
-    """Whether a CPU is faster so with an ungrouped convolution of a map and a kernel of these shapes."""
-    return (shape_hwIO[:2] == (3, 3) and stride == 1 and dtype == jnp.float32
-            and min(shape_BHWC[1:3]) >= SMALLEST and min(shape_hwIO[2:]) >= CHANNELS)
+def pays(x_BHWC, kernel_hwIO) -> bool:
+    """Whether a CPU is faster so with an ungrouped convolution of stride 1."""
+    *size, into, out = kernel_hwIO.shape
+    return size == [3, 3] and min(into, out) >= CHANNELS and x_BHWC.size >= PIXELS * into and x_BHWC.dtype == jnp.float32
 
 
 def convolve(x_BHWC, kernel_hwIO, padding):
@@ -27,6 +28,7 @@ def convolve(x_BHWC, kernel_hwIO, padding):
     height, width = (length + sum(pad) - 2 for length, pad in zip(x_BHWC.shape[1:3], pads))
     down, across = -(-height // 2), -(-width // 2)  # tiles
     x_BHWC = jnp.pad(x_BHWC, ((0, 0), *((low, high + length % 2) for (low, high), length in zip(pads, (height, width))), (0, 0)))
+    x_BHWC = lax.optimization_barrier(x_BHWC)  # or what it comes from would be computed for each of the 16 products
     rows = _of_inputs([x_BHWC[:, i:i + 2 * down - 1:2] for i in range(4)])
     tiles = [_of_inputs([row_BhWI[:, :, j:j + 2 * across - 1:2] for j in range(4)]) for row_BhWI in rows]
     kernels = [_of_kernel(list(row_wIO)) for row_wIO in _of_kernel(list(kernel_hwIO.astype(x_BHWC.dtype)))]
