@@ -108,7 +108,7 @@ class Parallel:
         self.mode = mode
         self.mesh = Mesh(np.array(devices), (AXIS,))
         self._paced: PyTree = None
-        self._relieved, self._sent, self._long = -math.inf, math.inf, False
+        self._relieved, self._sent, self._long = -math.inf, -math.inf, True  # steps are taken to be long until they are not
 
     @property
     def size(self) -> int:
