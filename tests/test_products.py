@@ -28,7 +28,7 @@ def near_bfloat16(x):
 
 
 @needs_instructions
-@pytest.mark.parametrize("leading", [(5,), (3, 4), (2, 3, 2)])
+@pytest.mark.parametrize("leading", [(5,), (3, 4), (2, 3, 2), (1, 5), (5, 1, 1)])
 def test_a_float32_array_and_a_bfloat16_kernel_are_multiplied_as_rounded_numbers(leading):
     random = np.random.default_rng(0)
     x, d_y = (jnp.asarray(random.standard_normal((*leading, n), np.float32)) for n in (7, 6))

@@ -12,14 +12,16 @@ from jax import lax
 from jaxcap import products
 from jaxcap.encoders import shifted
 
-PIXELS = 1024  # of all photos; fewer save less than it costs to transform the kernel
-CHANNELS = 32  # fewer make products too thin to gain by
+LARGE, CHANNELS = 56, 16  # pixels a side, and channels from which on it pays there: fewer make products too thin to gain by
+PIXELS, THICK = 1024, 64  # of all photos, and channels, from which on it pays on smaller maps
 
 
 def pays(x_BHWC, kernel_hwIO) -> bool:
     """Whether a CPU is faster so with an ungrouped convolution of stride 1."""
     *size, into, out = kernel_hwIO.shape
-    return size == [3, 3] and min(into, out) >= CHANNELS and x_BHWC.size >= PIXELS * into and x_BHWC.dtype == jnp.float32
+    large = min(x_BHWC.shape[1:3]) >= LARGE and min(into, out) >= CHANNELS
+    thick = x_BHWC.size >= PIXELS * into and min(into, out) >= THICK
+    return size == [3, 3] and x_BHWC.dtype == jnp.float32 and (large or thick)
 
 
 def convolve(x_BHWC, kernel_hwIO, padding):
