@@ -48,7 +48,8 @@ def test_a_float32_array_and_a_bfloat16_kernel_are_multiplied_as_rounded_numbers
 @needs_instructions
 @pytest.mark.parametrize(("side", "kernel_size", "channels", "stride", "near"), [
     (9, (3, 3), 96, 1, 1e-5), (9, (3, 3), 64, 1, 1e-5), (9, (5, 5), 48, 1, 1e-5), (9, (1, 7), 64, 1, 1e-5), (9, (3, 3), 64, 2, 1e-5),
-    (23, (3, 3), 64, 1, 5e-3)], ids=["taps", "rows", "rows of few channels", "a row of taps", "columns", "Winograd"])
+    (23, (3, 3), 64, 1, 5e-3), (56, (3, 3), 64, 1, 5e-3)],
+    ids=["taps", "rows", "rows of few channels", "a row of taps", "columns", "Winograd", "Winograd on a large map"])
 def test_a_convolution_by_a_bfloat16_kernel_is_one_of_rounded_numbers(side, kernel_size, channels, stride, near):
     """near: of Winograd's, which rounds what it has transformed, in its own way."""
     random = np.random.default_rng(0)

@@ -18,7 +18,6 @@ from jaxcap.encoders import shifted, winograd
 
 SMALL_KERNEL = 9  # taps; larger ones make columns that are too many
 THICK = 64  # from here on products of factors in bfloat16 pay, and strided convolutions as products
-SMALL_MAP = 56  # pixels a side; what is added of larger maps costs what the products save
 
 
 @jax.custom_vjp
@@ -155,4 +154,4 @@ def _dkernel(x_BHWC, kernel_hwIO, stride, padding, dy_BHWO):
 
 
 def _is_small(x_BHWC):
-    return max(x_BHWC.shape[1:3]) < SMALL_MAP
+    return max(x_BHWC.shape[1:3]) < winograd.LARGE
