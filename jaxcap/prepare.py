@@ -73,16 +73,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"--workers must not be negative, not {options.workers}")
     data = _data(options)
     require_text(**{"--data-dir": places.data_dir(data)})
-    path, made_of = places.find(data), _made_of(options)
+    path = places.find(data)
     if path.exists() and not options.force:
-        _require_same(path, made_of)
+        _require_same(path, options)
         print(f"{places.dataset_name(data)} is already prepared at size {data.size} in {path} (--force does it anew)")
         return 0
     plan = options.plan(options)
     _announce(plan)
     builder = places.builder_class(data.name)(data, plan, options.workers)
-    if made_of:
-        builder.beside[_MADE_OF] = json.dumps(made_of, indent=1) + "\n"
+    if options.dataset == "folder":
+        builder.beside[_MADE_OF] = json.dumps(_made_of(options, plan), indent=1) + "\n"
     builder.prepare(anew=options.force)
     _report(data, builder)
     return 0
@@ -94,27 +94,31 @@ def _data(options: argparse.Namespace) -> config.Data:
     return config.Data(name=options.dataset, label=label, size=options.size, dir=options.data_dir)
 
 
-def _made_of(options: argparse.Namespace) -> dict[str, str | float]:
-    """What tells a folder's records from others under its label, and lies beside them; nothing of other data sets."""
-    if options.dataset != "folder":
-        return {}
-    return {"captions": str(options.captions.absolute()), "sha256": captions.digest(options.captions),
-            "val_share": options.val_share, "test_share": options.test_share}
+def _made_of(options: argparse.Namespace, plan: Plan | None) -> dict[str, str | float]:
+    """What tells a folder's records from others under its label, and lies beside them."""
+    shares = {"val_share": options.val_share, "test_share": options.test_share}
+    made_of = {"captions": str(options.captions.absolute()), "sha256": captions.digest(options.captions), **shares}
+    return {**made_of, "photos": folder.digest(plan)} if plan else made_of
 
 
-def _require_same(path: Path, now: dict[str, str | float]) -> None:
-    """Raises `UserError` where the data set in `path` was made from other captions or shares; one that does not say from which is let be."""
-    if not now or not (path / _MADE_OF).exists():
+def _require_same(path: Path, options: argparse.Namespace) -> None:
+    """Raises `UserError` where a folder's data set in `path` was made from other captions, photos or shares; what it does not say is let
+    be, and so are photos that are not there any longer."""
+    if options.dataset != "folder" or not (path / _MADE_OF).exists():
         return
+    now = _made_of(options, options.plan(options) if options.source.is_dir() else None)
     try:
         before = {**now, **json.loads((path / _MADE_OF).read_text("utf-8"))}
     except (OSError, ValueError, TypeError):  # damaged
         return
+    other = {key for key in now if before[key] != now[key]}
     way_out = "use --force to make it anew, or another --label"
-    if before["sha256"] != now["sha256"]:
+    if "sha256" in other:
         raise UserError(f"{path} was made from other captions ({before['captions']}, as it was then); {way_out}")
-    if any(before[share] != now[share] for share in ("val_share", "test_share")):
+    if other & {"val_share", "test_share"}:
         raise UserError(f"{path} was made with --val-share {before['val_share']} --test-share {before['test_share']}; {way_out}")
+    if "photos" in other:
+        raise UserError(f"{path} was made from other photos than {options.source} has now; {way_out}")
 
 
 def _announce(plan: Plan) -> None:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import unicodedata
 from pathlib import Path
 
@@ -164,6 +165,24 @@ def test_other_captions_or_shares_under_the_same_label_are_refused(source, tmp_p
     assert prepare.main([*arguments, str(other)]) == 0 and "already prepared" in capsys.readouterr().out.splitlines()[-1]
     assert prepare.main([*arguments, str(other), "--force"]) == 0
     assert records.open_split(data, "train").captions[0][1] == "a hound" and str(other) in (path / "made_of.json").read_text("utf-8")
+
+
+def test_other_photos_under_the_same_label_are_refused_and_photos_that_are_gone_are_not_missed(source, tmp_path, capsys):
+    file = written(tmp_path, "captions.csv", as_csv() + "broken.jpg,lost,train\n")
+    arguments = ["folder", "--source", str(source), "--captions", str(file), "--label", "pets", "--size", "8", "--data-dir", str(tmp_path / "data")]
+    (source / "broken.jpg").symlink_to(source / "nowhere")
+    assert prepare.main(arguments) == 0
+    (source / "without captions.jpg").write_bytes(b"1")  # it was never part of the data set
+    assert prepare.main(arguments) == 0 and "already prepared" in capsys.readouterr().out
+    copied = shutil.copytree(source, tmp_path / "copied", symlinks=True)
+    assert prepare.main([*arguments, "--source", str(copied)]) == 0
+    with (copied / "hund.jpg").open("ab") as photo:
+        photo.write(b"more")
+    with pytest.raises(UserError, match="was made from other photos than .*copied has now; use --force .* another --label"):
+        prepare.main([*arguments, "--source", str(copied)])
+    assert prepare.main([*arguments, "--source", str(copied), "--force"]) == 0
+    shutil.rmtree(copied)
+    assert prepare.main([*arguments, "--source", str(copied)]) == 0 and "already prepared" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_a_split_by_hash_is_stable_and_has_the_shares(tmp_path):

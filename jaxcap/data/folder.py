@@ -1,6 +1,7 @@
 """A person's own photos and captions, or any data set of a directory and a caption file, such as Flickr30k."""
 
 import hashlib
+import json
 import os
 import re
 import unicodedata
@@ -52,6 +53,12 @@ def plan(source: Path, caption_file: Path, val_share: float = 0.05, test_share: 
     often = Counter(ids.values())
     return Plan({split: [Photo(ids[path] if often[ids[path]] == 1 else path, entry.captions, File(source / path))
                          for path, entry in members.items()] for split, members in splits.items()}, tuple(problems))
+
+
+def digest(plan: Plan) -> str:
+    """SHA-256 of which photos a plan has, and of how many bytes each."""
+    photos = sorted((photo.image_id, (photo.source.version() or [])[:1]) for members in plan.splits.values() for photo in members)
+    return hashlib.sha256(json.dumps(photos).encode()).hexdigest()
 
 
 def check_label(label: str) -> str:
