@@ -6,6 +6,7 @@ run directory, and have the data set each for itself or together.
 """
 
 import contextlib
+import functools
 import math
 import os
 import time
@@ -24,7 +25,7 @@ from jaxcap.step import AXIS
 
 PyTree = Any
 REPLICATED, SHARDED = PartitionSpec(), PartitionSpec(AXIS)
-RELIEVE_S = 1.0
+RELIEVE_S, HOLES_S = 1.0, 5.0
 LONG_S, PAUSE_S = 0.5, 0.005
 
 
@@ -36,6 +37,7 @@ def initialize() -> None:
     """
     if os.environ.get("JAXCAP_KEEP_MEMORY") != "0":
         memory.keep()
+        _watch_compiling()
     keep_programs()
     if os.environ.get("JAX_COORDINATOR_ADDRESS") and not jax.distributed.is_initialized():
         jax.distributed.initialize(
@@ -48,6 +50,17 @@ def keep_programs() -> None:
     """Has JAX keep compiled programs in ~/.cache/jaxcap/compiled, unless it keeps them elsewhere (JAX_COMPILATION_CACHE_DIR)."""
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/jaxcap/compiled").expanduser()))
+
+
+@functools.cache
+def _watch_compiling() -> None:
+    """Has `memory.relieve` close the holes that a CPU's program leaves which took longer than HOLES_S to compile."""
+
+    def compiled(event: str, seconds: float, **_) -> None:
+        if event == "/jax/core/compile/backend_compile_duration" and seconds > HOLES_S and jax.default_backend() == "cpu":
+            memory.holes.set()
+
+    jax.monitoring.register_event_duration_secs_listener(compiled)
 
 
 def one_host() -> None:

@@ -63,6 +63,50 @@ print(memory.resident() >> 20)
     assert kept > 200 and still > 200 and after < 100
 
 
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library is not glibc from 2.33 on")
+def test_holes_that_compiling_has_left_are_taken_out_of_use_and_their_pages_handed_back():
+    code = """
+import ctypes
+from jaxcap import memory
+memory.keep()
+library = memory._library()
+library.mallinfo2.restype = memory._Mallinfo
+pieces = [library.malloc(20_000 + 64 * i) for i in range(2000)]
+for i, piece in enumerate(pieces):
+    ctypes.memset(piece, 7, 20_000 + 64 * i)
+for piece in pieces[::2]:
+    library.free(piece)
+
+def told():
+    found = library.mallinfo2()
+    print(found.fordblks - found.keepcost >> 20, memory.resident() >> 20, found.arena >> 20)
+
+told()
+memory.relieve()
+told()
+memory.holes.set()
+memory.relieve()
+told()
+assert not memory.holes.is_set() and all(ctypes.string_at(piece, 2) == b"\\7\\7" for piece in pieces[1::2])
+"""
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
+    before, untold, after = ([int(number) for number in line.split()] for line in done.stdout.splitlines())
+    assert before[0] > 60 and untold[0] > 60  # MiB in holes
+    assert after[0] < 10 and after[1] < before[1] - 40 and after[2] < before[2] + 70  # and the heap has not grown by more than a piece
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="steps use the host's memory on CPUs alone")
+def test_holes_are_looked_for_after_what_took_long_to_compile(monkeypatch):
+    parallel._watch_compiling()
+    memory.holes.clear()
+    jax.jit(lambda x: x + 1)(1.5)
+    assert not memory.holes.is_set()
+    monkeypatch.setattr(parallel, "HOLES_S", 0.0)
+    jax.jit(lambda x: x + 2)(1.5)
+    assert memory.holes.is_set()
+    memory.holes.clear()
+
+
 def test_what_may_be_held_is_no_more_than_the_machine_has():
     assert 1 << 28 < memory.allowed() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 1 << 20 < memory.resident() < memory.allowed()
