@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 holes = threading.Event()  # set where something large was compiled while the heap is kept
-_HOLES = 8 << 10, 64 << 20  # bytes: smaller ones are in lists of one size, larger ones are closed piece by piece
+_HOLE_BYTES = 8 << 10, 64 << 20  # bytes: smaller ones are in lists of one size, larger ones are closed piece by piece
 
 
 def cores() -> int:
@@ -69,8 +69,8 @@ def _close_holes() -> None:
         return
     library.mallinfo2.restype = _Mallinfo
     library.malloc_trim(0)
-    top, size = library.sbrk(0) - library.mallinfo2().keepcost, _HOLES[1]
-    while size >= _HOLES[0]:
+    top, size = library.sbrk(0) - library.mallinfo2().keepcost, _HOLE_BYTES[1]
+    while size >= _HOLE_BYTES[0]:
         while 0 < (piece := library.malloc(size) or 0) < top:
             pass  # it stays taken
         library.free(piece)  # it was no hole, but of the top

@@ -118,7 +118,7 @@ def _require_same(path: Path, options: argparse.Namespace) -> None:
     if other & {"val_share", "test_share"}:
         raise UserError(f"{path} was made with --val-share {before['val_share']} --test-share {before['test_share']}; {way_out}")
     if "photos" in other:
-        raise UserError(f"{path} was made from other photos than {options.source} has now; {way_out}")
+        raise UserError(f"{path} was made from other photos than --source {options.source} has now; {way_out}")
 
 
 def _announce(plan: Plan) -> None:
