@@ -8,12 +8,18 @@ import threading
 from pathlib import Path
 
 holes = threading.Event()  # set where something large was compiled while the heap is kept
-_HOLE_BYTES = 8 << 10, 64 << 20  # bytes: smaller ones are in lists of one size, larger ones are closed piece by piece
+_HOLE_BYTES = 8 << 10, 64 << 20  # of those to close: smaller ones are in lists of few sizes, larger ones go piece by piece
 
 
 def cores() -> int:
     """Cores that the process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Mallinfo(ctypes.Structure):
+    """What mallinfo2(3) tells; keepcost: bytes of the heap's free top."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
 
 
 @functools.cache
@@ -25,6 +31,8 @@ def _library() -> ctypes.CDLL | None:
     library.malloc.argtypes, library.malloc.restype = (ctypes.c_size_t,), ctypes.c_void_p
     library.free.argtypes = (ctypes.c_void_p,)
     library.sbrk.argtypes, library.sbrk.restype = (ctypes.c_ssize_t,), ctypes.c_void_p
+    if hasattr(library, "mallinfo2"):  # glibc from 2.33 on
+        library.mallinfo2.restype = _Mallinfo
     return library
 
 
@@ -51,12 +59,6 @@ def relieve() -> None:
         _library().malloc_trim(0)
 
 
-class _Mallinfo(ctypes.Structure):
-    """What mallinfo2(3) tells; keepcost: bytes of the heap's free top."""
-
-    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
-
-
 def _close_holes() -> None:
     """Hands back the pages of all that is free in the heap and takes its holes, but the small ones, out of use.
 
@@ -65,9 +67,8 @@ def _close_holes() -> None:
     lost are addresses, not memory.
     """
     library = _library()
-    if not hasattr(library, "mallinfo2"):  # glibc before 2.33
+    if not hasattr(library, "mallinfo2"):
         return
-    library.mallinfo2.restype = _Mallinfo
     library.malloc_trim(0)
     top, size = library.sbrk(0) - library.mallinfo2().keepcost, _HOLE_BYTES[1]
     while size >= _HOLE_BYTES[0]:

@@ -146,7 +146,7 @@ class Parallel:
         A CPU takes memory for every step in line, and virtual devices with many may wait for each other for ever. Where steps take
         longer than LONG_S none waits in line, and there are PAUSE_S between them: the next would ask for its memory a moment before
         this one gives back its own, and the process would grow by as much. What steps have freed on the host is handed back where it
-        becomes too much, which is looked at once in RELIEVE_S. Elsewhere steps line up freely.
+        becomes too much or compiling has left `memory.holes`, which is looked at once in RELIEVE_S. Elsewhere steps line up freely.
         """
         if self.platform == "cpu":
             jax.block_until_ready(self._paced)

@@ -70,7 +70,6 @@ import ctypes
 from jaxcap import memory
 memory.keep()
 library = memory._library()
-library.mallinfo2.restype = memory._Mallinfo
 pieces = [library.malloc(20_000 + 64 * i) for i in range(2000)]
 for i, piece in enumerate(pieces):
     ctypes.memset(piece, 7, 20_000 + 64 * i)
