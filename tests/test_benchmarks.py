@@ -444,7 +444,7 @@ def test_top_ops_knows_where_operations_come_from():
 
 
 def on_gpu(out: Path, **environment: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OUT": str(out), "TINY": "1", "XLA_FLAGS": "", **environment}
+    environment = {**os.environ, "OUT": str(out), "TINY": "1", "XLA_FLAGS": "", "PYTHON": sys.executable, **environment}
     return subprocess.run(["bash", "benchmarks/on_gpu.sh"], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
 
 

@@ -268,8 +268,9 @@ def convolutions(x, kernel, stride=1, padding="SAME", platform="cpu"):
     (17, (3, 3, 160, 160), 1, jnp.bfloat16, 0),
     (17, (3, 3, 160, 160), 1, jnp.float32, 1),
     (35, (3, 3, 160, 160), 1, jnp.float32, 0),  # Winograd's
-    (17, (3, 3, 32, 160), 1, jnp.bfloat16, 1),
-    (17, (5, 5, 32, 160), 1, jnp.bfloat16, 0),  # a product of rows
+    (17, (3, 3, 20, 160), 1, jnp.bfloat16, 1),
+    (17, (3, 3, 32, 160), 1, jnp.bfloat16, 0),  # a product of rows
+    (17, (5, 5, 32, 160), 1, jnp.bfloat16, 0),
     (17, (5, 5, 32, 16), 1, jnp.bfloat16, 1),
     (60, (5, 5, 64, 32), 1, jnp.bfloat16, 1),  # a large map
     (35, (3, 3, 64, 32), 2, jnp.float32, 0),  # a product of columns

@@ -46,10 +46,30 @@ def test_a_float32_array_and_a_bfloat16_kernel_are_multiplied_as_rounded_numbers
 
 
 @needs_instructions
+def test_a_large_and_thin_map_is_transposed_by_a_product(monkeypatch):
+    random = np.random.default_rng(0)
+    x, d_y = (jnp.asarray(random.standard_normal((2, 3, 5, n), np.float32)) for n in (7, 6))
+    kernel_IJ = jnp.zeros((7, 6), jnp.bfloat16)
+
+    def products_in(x):
+        return jax.jit(products.into_kernel).lower(x, d_y, kernel_IJ).as_text().count("stablehlo.dot_general")
+
+    small, found = products_in(x), products.into_kernel(x, d_y, kernel_IJ)
+    monkeypatch.setattr(products, "LARGE", x.size)
+    jax.clear_caches()
+    assert (small, products_in(x)) == (1, 2)
+    np.testing.assert_allclose(products.into_kernel(x, d_y, kernel_IJ), found, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(products._transposed(x.astype(jnp.bfloat16)), np.moveaxis(near_bfloat16(x), -1, 0).reshape(7, -1))
+    monkeypatch.setattr(products, "THIN", 6)
+    jax.clear_caches()
+    assert products_in(x) == 1
+
+
+@needs_instructions
 @pytest.mark.parametrize(("side", "kernel_size", "channels", "stride", "near"), [
-    (9, (3, 3), 96, 1, 1e-5), (9, (3, 3), 64, 1, 1e-5), (9, (5, 5), 48, 1, 1e-5), (9, (1, 7), 64, 1, 1e-5), (9, (3, 3), 64, 2, 1e-5),
-    (23, (3, 3), 64, 1, 5e-3), (56, (3, 3), 64, 1, 5e-3)],
-    ids=["taps", "rows", "rows of few channels", "a row of taps", "columns", "Winograd", "Winograd on a large map"])
+    (9, (3, 3), 96, 1, 1e-5), (9, (3, 3), 64, 1, 1e-5), (9, (5, 5), 48, 1, 1e-5), (9, (3, 3), 32, 1, 1e-5), (9, (1, 7), 64, 1, 1e-5),
+    (9, (3, 3), 64, 2, 1e-5), (23, (3, 3), 64, 1, 5e-3), (56, (3, 3), 64, 1, 5e-3)],
+    ids=["taps", "rows", "rows of few channels", "rows of fewer", "a row of taps", "columns", "Winograd", "Winograd on a large map"])
 def test_a_convolution_by_a_bfloat16_kernel_is_one_of_rounded_numbers(side, kernel_size, channels, stride, near):
     """near: of Winograd's, which rounds what it has transformed, in its own way."""
     random = np.random.default_rng(0)
@@ -158,8 +178,9 @@ def test_kernels_are_turned_for_products_when_an_encoder_is_folded_and_not_for_e
     program = jax.jit(lambda look, image_BHWC: look(image_BHWC)).lower(folded, jnp.zeros((1, 96, 96, 3))).compile().as_text()
     kept = [leaf.shape for leaf in jax.tree.leaves(folded) if leaf.dtype == jnp.bfloat16]
     turned = {math.prod(map(int, shape.split(","))) for shape in re.findall(r"= bf16\[([\d,]+)\]\S* (?:copy|transpose)\(", program)}
-    others = {math.prod(shape) for shape in ((3, 3, 64, 96), (3, 3, 80, 192), (3, 3, 96, 96), (3, 3, 288, 384), (5, 5, 48, 64))}
-    assert (448, 3, 3, 384) in kept and (192, 1, 7, 192) in kept and turned <= others  # that multiply rows or columns
+    square = ((32, 32), (32, 64), (64, 96), (80, 192), (96, 96), (288, 384))
+    others = {9 * into * out for into, out in square} | {5 * 5 * 48 * 64}  # that multiply rows or columns
+    assert (448, 3, 3, 384) in kept and (192, 1, 7, 192) in kept and turned <= others
 
 
 def test_captions_are_searched_for():  # also where there are no such instructions

@@ -43,10 +43,10 @@ pointwise.defvjp(lambda x_BHWC, kernel_IO: (pointwise(x_BHWC, kernel_IO), (x_BHW
 
 def is_factor(shape: tuple[int, ...]) -> bool:
     """Whether a kernel of this shape is a factor that a CPU multiplies faster in bfloat16 (`jaxcap.products`): [1, 1, in, out], or
-    [height, width, in, out] with many channels, ungrouped, or 5×5 with fewer."""
+    [height, width, in, out] with many channels, ungrouped, or with many in what one of its rows sees."""
     if len(shape) != 4 or shape[:2] == (1, 1):
         return shape[:2] == (1, 1)
-    return shape[2] >= THICK or min(shape[:2]) >= 5 and shape[1] * shape[2] >= THICK and _rows_pay(*shape)
+    return shape[2] >= THICK or shape[1] * shape[2] >= THICK and _rows_pay(*shape)
 
 
 def _rows_pay(height: int, width: int, into: int, out: int) -> bool:
@@ -134,10 +134,10 @@ def _turned(x_BHWC, dy_BHWO, kernel_hwIO, padding):
 
 def _dkernel(x_BHWC, kernel_hwIO, stride, padding, dy_BHWO):
     """Each tap's gradient is the product of what it saw and dy. With a stride, small kernels take one product of columns; without,
-    dy is shifted rather than x, which is faster, and small thin kernels on small maps are XLA's own."""
+    dy is shifted rather than x, which is faster, and in float32 small thin kernels on small maps are XLA's own."""
     *size, into, out = kernel_hwIO.shape
     small = size[0] * size[1] <= SMALL_KERNEL
-    if stride == 1 and small and min(size) > 1 and into < THICK and _is_small(x_BHWC):
+    if stride == 1 and small and min(size) > 1 and into < THICK and _is_small(x_BHWC) and not products.rounds(x_BHWC, kernel_hwIO):
         return jax.vjp(lambda kernel_hwIO: ordinary(x_BHWC, kernel_hwIO, stride, padding), kernel_hwIO)[1](dy_BHWO)[0]
     factor = kernel_hwIO.reshape(-1, out)
     if stride > 1:
