@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -512,6 +513,19 @@ def test_on_gpu_script_goes_on_after_a_failure(tmp_path):
     done = on_gpu(tmp_path, PYTHON="false")
     assert done.returncode == 1 and done.stdout.count("exit status 1") == 5
     assert "failed or out of time: steps decode correctness training profile" in done.stdout
+
+
+def test_on_gpu_script_takes_the_python_of_the_checkout_or_else_of_the_machine(tmp_path):
+    (tmp_path / "benchmarks").mkdir()
+    shutil.copy(REPOSITORY / "benchmarks/on_gpu.sh", tmp_path / "benchmarks")
+    environment = {**os.environ, "OUT": str(tmp_path / "out"), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PARTS": "training"}
+    environment.pop("PYTHON", None)
+    for place in ("bin/python3", ".venv/bin/python"):
+        (tmp_path / place).parent.mkdir(parents=True)
+        (tmp_path / place).write_text(f"#!/bin/sh\necho this is {place}\n")
+        (tmp_path / place).chmod(0o755)
+        done = subprocess.run(["bash", "benchmarks/on_gpu.sh"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 and f"== training\nthis is {place}\n" in done.stdout
 
 
 def test_on_gpu_script_names_what_no_time_was_left_for(tmp_path):
