@@ -17,7 +17,7 @@ from jaxcap import products
 from jaxcap.encoders import shifted, winograd
 
 SMALL_KERNEL = 9  # taps; larger ones make columns that are too many
-THICK = 64  # from here on products of factors in bfloat16 pay, and strided convolutions as products
+THICK = 64  # channels, or numbers that a kernel's row sees, from which on products in bfloat16 pay, and strided convolutions as products
 
 
 @jax.custom_vjp
