@@ -58,28 +58,43 @@ def into_kernel(x: Array, d_y: Array, kernel_IJ: Array) -> Array:
 
 
 def into_kernels(x: Array, d_ys: Sequence[Array], kernel_IJ: Array) -> list[Array]:
-    """`into_kernel` for several kernels by which the same x was multiplied."""
-    if not rounds(x, kernel_IJ):
-        leading, sums = "bhw"[:x.ndim - 1], jnp.promote_types(x.dtype, jnp.float32)
-        return [jnp.einsum(f"{leading}i,{leading}j->ij", x, d_y, preferred_element_type=sums) for d_y in d_ys]
+    """`into_kernel` for several kernels by which the same x was multiplied. Of x and d_ys either may be rounded already."""
+    if not any(rounds(factor, kernel_IJ) for factor in (x, *d_ys)):
+        leading = "bhw"[:x.ndim - 1]
+        return [jnp.einsum(f"{leading}i,{leading}j->ij", x, d_y, preferred_element_type=sums(x.dtype)) for d_y in d_ys]
     # XLA makes a transposed factor part of the product, and its bfloat16 routine takes none. Where x has several leading axes they are
     # made one in between, which keeps transposition and product apart; where it has one, a row of zeros does.
     extra, rounded = int(x.ndim == 2), x.astype(kernel_IJ.dtype)
     if extra:
         x_IN = jnp.pad(rounded.T, ((0, 0), (0, 1)))
     elif x.shape[-1] <= THIN and x.size >= LARGE:
-        x_IN = _transposed(rounded)
+        x_IN = transposed(rounded)
     else:
         x_IN = lax.optimization_barrier(jnp.moveaxis(rounded, -1, 0)).reshape(x.shape[-1], -1)
     d_ys_NJ = [jnp.pad(d_y.astype(kernel_IJ.dtype).reshape(-1, d_y.shape[-1]), ((0, extra), (0, 0))) for d_y in d_ys]
-    return [jnp.matmul(x_IN, d_y_NJ, preferred_element_type=x.dtype) for d_y_NJ in d_ys_NJ]
+    return [jnp.matmul(x_IN, d_y_NJ, preferred_element_type=jnp.float32) for d_y_NJ in d_ys_NJ]
 
 
-def _transposed(x):
+def transposed(x: Array) -> Array:
     """x [..., I] → [I, N] as a product with the identity, which is exact. XLA makes what x comes from part of a transposition, which
     then reads all of it once a channel: where caches do not hold it, the product takes a third of that time."""
     x_NI = x.reshape(-1, x.shape[-1])
-    return jnp.einsum("ki,ni->kn", jnp.eye(x.shape[-1], dtype=x.dtype), x_NI, preferred_element_type=jnp.float32).astype(x.dtype)
+    return jnp.einsum("ki,ni->kn", jnp.eye(x.shape[-1], dtype=x.dtype), x_NI, preferred_element_type=sums(x.dtype)).astype(x.dtype)
+
+
+def sums(dtype: jnp.dtype) -> jnp.dtype:
+    """The type in which products of numbers of that type are added up."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def words(x: Array) -> Array:
+    """bfloat16 numbers as integers of 16 bits, others as they are: XLA moves bfloat16 by way of float32 on CPUs, integers at once."""
+    return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+def numbers(x: Array, dtype: jnp.dtype) -> Array:
+    """What `words` were, of that type."""
+    return lax.bitcast_convert_type(x, dtype) if x.dtype == jnp.uint16 else x
 
 
 def rounds(x: Array, kernel: Array) -> bool:

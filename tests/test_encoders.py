@@ -291,18 +291,20 @@ def gradients(size, kernel, stride, platform):
     return compute.trace(jnp.zeros((1, size, size, kernel[2])), jnp.zeros(kernel)).lower(lowering_platforms=(platform,)).as_text()
 
 
-@pytest.mark.parametrize(("size", "kernel", "stride", "on_cpu"), [
-    (8, (3, 3, 64, 16), 1, 2),  # forward, and the gradient of the input
-    (8, (3, 3, 16, 64), 1, 3),  # a thin kernel on a small map
-    (60, (3, 3, 8, 64), 1, 2),
-    (35, (3, 3, 64, 96), 1, 0),  # Winograd's, forward and back
-    (35, (3, 3, 32, 96), 1, 3),
-    (35, (5, 5, 48, 64), 1, 2),
-    (32, (3, 3, 12, 24), 2, 2),
-    (32, (7, 7, 3, 64), 2, 2),
+@pytest.mark.parametrize(("size", "kernel", "stride", "on_cpu", "products"), [
+    (8, (3, 3, 64, 16), 1, 2, 9),  # convolutions forward and for the gradient of the input; products of the kernel's gradient, one a tap
+    (8, (3, 3, 16, 64), 1, 2, 1 + 3),  # one a row, and one that transposes
+    (60, (3, 3, 8, 64), 1, 2, 1 + 3),
+    (60, (3, 3, 128, 128), 1, 0, 9 + 16 + 16),  # Winograd's, forward and back
+    (35, (3, 3, 64, 96), 1, 0, 1 + 3 + 16 + 16),
+    (35, (5, 5, 48, 64), 1, 2, 1 + 5),
+    (17, (1, 7, 64, 64), 1, 2, 7),
+    (32, (3, 3, 12, 24), 2, 2, 1),
+    (32, (7, 7, 3, 64), 2, 2, 49),
 ])
-def test_the_gradient_of_a_kernel_is_no_convolution_on_a_cpu_but_where_that_is_fast(size, kernel, stride, on_cpu):
-    assert gradients(size, kernel, stride, "cpu").count("stablehlo.convolution") == on_cpu
+def test_the_gradient_of_a_kernel_is_products_on_a_cpu(size, kernel, stride, on_cpu, products):
+    program = gradients(size, kernel, stride, "cpu")
+    assert (program.count("stablehlo.convolution"), program.count("stablehlo.dot_general")) == (on_cpu, products)
     for platform in ("cuda", "tpu"):
         assert gradients(size, kernel, stride, platform).count("stablehlo.convolution") == 3
 

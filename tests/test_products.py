@@ -59,7 +59,7 @@ def test_a_large_and_thin_map_is_transposed_by_a_product(monkeypatch):
     jax.clear_caches()
     assert (small, products_in(x)) == (1, 2)
     np.testing.assert_allclose(products.into_kernel(x, d_y, kernel_IJ), found, rtol=1e-6, atol=1e-6)
-    np.testing.assert_array_equal(products._transposed(x.astype(jnp.bfloat16)), np.moveaxis(near_bfloat16(x), -1, 0).reshape(7, -1))
+    np.testing.assert_array_equal(products.transposed(x.astype(jnp.bfloat16)), np.moveaxis(near_bfloat16(x), -1, 0).reshape(7, -1))
     monkeypatch.setattr(products, "THIN", 6)
     jax.clear_caches()
     assert products_in(x) == 1

@@ -33,7 +33,7 @@ def _pointwise_backward(saved, dy_BHWO):
 
 def _into_kernel(x_BHWI, dy_BHWO, kernel_IO):
     """`products.into_kernel`, in float32 as a sum over one axis: XLA is slower at one over three."""
-    if not products.rounds(x_BHWI, kernel_IO):
+    if not products.rounds(dy_BHWO, kernel_IO):
         x_BHWI, dy_BHWO = (array.reshape(-1, array.shape[-1]) for array in (x_BHWI, dy_BHWO))
     return products.into_kernel(x_BHWI, dy_BHWO, kernel_IO)
 
@@ -100,8 +100,14 @@ def _unstrided(x_BHWC, kernel_hwIO, padding):
 def _of_columns(x_BHWC, kernel_hwIO, stride, padding):
     """What a window sees is one row of the product's first factor."""
     *size, _, out = kernel_hwIO.shape
-    seen = shifted.windows(x_BHWC.astype(kernel_hwIO.dtype), size, stride, padding)
-    return jnp.matmul(jnp.concatenate(list(seen), axis=-1), kernel_hwIO.reshape(-1, out), preferred_element_type=x_BHWC.dtype)
+    columns = _columns(x_BHWC.astype(kernel_hwIO.dtype), size, stride, padding)
+    return jnp.matmul(columns, kernel_hwIO.reshape(-1, out), preferred_element_type=x_BHWC.dtype)
+
+
+def _columns(x_BHWC, size, stride, padding):
+    """[..., height · width · C]: what each position of a window sees, side by side."""
+    seen = shifted.windows(products.words(x_BHWC), size, stride, padding)
+    return products.numbers(jnp.concatenate(list(seen), axis=-1), x_BHWC.dtype)
 
 
 def _of_taps(x_BHWC, kernel_hwIO, padding):
@@ -110,17 +116,18 @@ def _of_taps(x_BHWC, kernel_hwIO, padding):
     *size, into, out = kernel_hwIO.shape
     pads = shifted.pads(x_BHWC, size, 1, padding)
     if _rows_pay(*size, into, out):
-        x_BHWC = jnp.concatenate(list(shifted.windows(x_BHWC, (1, size[1]), 1, ((0, 0), pads[1]))), axis=-1)
+        x_BHWC = _columns(x_BHWC.astype(kernel_hwIO.dtype), (1, size[1]), 1, ((0, 0), pads[1]))
         size, into, pads = (size[0], 1), size[1] * into, (pads[0], (0, 0))
         kernel_hwIO = kernel_hwIO.reshape(*size, into, out)
     lengths = [length + sum(pad) - side + 1 for length, pad, side in zip(x_BHWC.shape[1:3], pads, size)]
-    every_BHWN = products.matmul(x_BHWC, kernel_hwIO.transpose(2, 0, 1, 3).reshape(into, -1))
+    kernel_IN = kernel_hwIO.transpose(2, 0, 1, 3).reshape(into, -1)
+    every_BHWN = jnp.matmul(x_BHWC.astype(kernel_IN.dtype), kernel_IN, preferred_element_type=jnp.float32)
 
     def moved(i, j):
         tap = (i * size[1] + j) * out
         lows = [low - at for (low, _), at in zip(pads, (i, j))]
         around = [(low, to - have - low, 0) for low, to, have in zip(lows, lengths, x_BHWC.shape[1:3])]
-        return lax.pad(every_BHWN[..., tap:tap + out], jnp.zeros((), x_BHWC.dtype), ((0, 0, 0), *around, (0, 0, 0)))
+        return lax.pad(every_BHWN[..., tap:tap + out], jnp.float32(0), ((0, 0, 0), *around, (0, 0, 0)))
 
     return sum(moved(i, j) for i in range(size[0]) for j in range(size[1]))
 
@@ -134,23 +141,42 @@ def _turned(x_BHWC, dy_BHWO, kernel_hwIO, padding):
 
 def _dkernel(x_BHWC, kernel_hwIO, stride, padding, dy_BHWO):
     """Each tap's gradient is the product of what it saw and dy. With a stride, small kernels take one product of columns; without,
-    dy is shifted rather than x, which is faster, and in float32 small thin kernels on small maps are XLA's own."""
+    thin ones one a row, and for others dy is shifted rather than x, which is faster."""
     *size, into, out = kernel_hwIO.shape
-    small = size[0] * size[1] <= SMALL_KERNEL
-    if stride == 1 and small and min(size) > 1 and into < THICK and _is_small(x_BHWC) and not products.rounds(x_BHWC, kernel_hwIO):
-        return jax.vjp(lambda kernel_hwIO: ordinary(x_BHWC, kernel_hwIO, stride, padding), kernel_hwIO)[1](dy_BHWO)[0]
     factor = kernel_hwIO.reshape(-1, out)
-    if stride > 1:
-        seen = list(shifted.windows(x_BHWC, size, stride, padding))
-        if small:
-            taps = _into_kernel(jnp.concatenate(seen, axis=-1), dy_BHWO, factor)
-        else:
-            taps = jnp.stack([products.into_kernel(x, dy_BHWO, factor) for x in seen])
+    if stride > 1 and size[0] * size[1] <= SMALL_KERNEL:
+        taps = _into_kernel(_columns(x_BHWC.astype(factor.dtype), size, stride, padding), dy_BHWO, factor)
+    elif stride > 1:
+        taps = jnp.stack([products.into_kernel(x, dy_BHWO, factor) for x in shifted.windows(x_BHWC, size, stride, padding)])
+    elif _rows_pay(*size, into, out) and into <= products.THIN:
+        taps = _dkernel_by_rows(x_BHWC, kernel_hwIO, padding, dy_BHWO)
     else:
         around = _turned(x_BHWC, dy_BHWO, kernel_hwIO, padding)
-        shifts = shifted.windows(dy_BHWO.astype(factor.dtype), size, 1, around)
-        taps = jnp.stack(products.into_kernels(x_BHWC, list(shifts)[::-1], factor))
+        shifts = shifted.windows(products.words(dy_BHWO.astype(factor.dtype)), size, 1, around)
+        shifts = [products.numbers(dy_BHWO, factor.dtype) for dy_BHWO in shifts]
+        taps = jnp.stack(products.into_kernels(x_BHWC, shifts[::-1], factor))
     return taps.reshape(kernel_hwIO.shape).astype(kernel_hwIO.dtype)
+
+
+def _dkernel_by_rows(x_BHWI, kernel_hwIO, padding, dy_BHWO):
+    """One product for each row of the kernel, [width · I, N] @ [N, O]. Both maps lie on a grid of N places, row after row and photo
+    after photo with zeros between, on which a tap is a distance along one axis: shifts are runs of memory, and few."""
+    (height, width), dtype = kernel_hwIO.shape[:2], kernel_hwIO.dtype
+    pads = shifted.pads(x_BHWI, (height, width), 1, padding)
+    sides = [max(have + max(pad), seen) for have, pad, seen in zip(x_BHWI.shape[1:3], pads, dy_BHWO.shape[1:3])]
+    x_NI, dy_NO = lax.optimization_barrier([_on_grid(array.astype(dtype), sides) for array in (x_BHWI, dy_BHWO)])
+    (top, _), (left, _) = pads
+    x_IN = jnp.pad(products.words(products.transposed(x_NI)), ((0, 0), (left, width - 1 - left)))
+    seen_KN = products.numbers(jnp.concatenate([x_IN[:, j:j + len(x_NI)] for j in range(width)]), dtype)
+    dy_NO = jnp.pad(products.words(dy_NO), (((height - 1 - top) * sides[1], top * sides[1]), (0, 0)))
+    shifts = [products.numbers(dy_NO[i * sides[1]:i * sides[1] + len(x_NI)], dtype) for i in reversed(range(height))]
+    return jnp.stack([jnp.matmul(seen_KN, dy_NO, preferred_element_type=products.sums(dtype)) for dy_NO in shifts])
+
+
+def _on_grid(x_BHWC, sides):
+    """[B · height · width, C] with zeros below and to the right up to those sides."""
+    around = [(0, side - have) for side, have in zip(sides, x_BHWC.shape[1:3])]
+    return jnp.pad(x_BHWC, ((0, 0), *around, (0, 0))).reshape(-1, x_BHWC.shape[-1])
 
 
 def _is_small(x_BHWC):
