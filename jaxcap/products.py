@@ -92,9 +92,9 @@ def words(x: Array) -> Array:
     return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
 
 
-def numbers(x: Array, dtype: jnp.dtype) -> Array:
-    """What `words` were, of that type."""
-    return lax.bitcast_convert_type(x, dtype) if x.dtype == jnp.uint16 else x
+def numbers(x: Array) -> Array:
+    """What `words` were."""
+    return lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
 
 
 def rounds(x: Array, kernel: Array) -> bool:

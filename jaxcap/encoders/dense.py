@@ -92,7 +92,7 @@ convolve.defvjp(_forward, _backward)
 def _unstrided(x_BHWC, kernel_hwIO, padding):
     if winograd.pays(x_BHWC, kernel_hwIO):
         return winograd.convolve(x_BHWC, kernel_hwIO, padding)
-    if products.rounds(x_BHWC, kernel_hwIO) and is_factor(kernel_hwIO.shape) and _is_small(x_BHWC):
+    if products.rounds(x_BHWC, kernel_hwIO) and is_factor(kernel_hwIO.shape) and max(x_BHWC.shape[1:3]) < winograd.LARGE:
         return _of_taps(x_BHWC, kernel_hwIO, padding)
     return ordinary(x_BHWC, kernel_hwIO, 1, padding)
 
@@ -107,7 +107,7 @@ def _of_columns(x_BHWC, kernel_hwIO, stride, padding):
 def _columns(x_BHWC, size, stride, padding):
     """[..., height · width · C]: what each position of a window sees, side by side."""
     seen = shifted.windows(products.words(x_BHWC), size, stride, padding)
-    return products.numbers(jnp.concatenate(list(seen), axis=-1), x_BHWC.dtype)
+    return products.numbers(jnp.concatenate(list(seen), axis=-1))
 
 
 def _of_taps(x_BHWC, kernel_hwIO, padding):
@@ -120,8 +120,7 @@ def _of_taps(x_BHWC, kernel_hwIO, padding):
         size, into, pads = (size[0], 1), size[1] * into, (pads[0], (0, 0))
         kernel_hwIO = kernel_hwIO.reshape(*size, into, out)
     lengths = [length + sum(pad) - side + 1 for length, pad, side in zip(x_BHWC.shape[1:3], pads, size)]
-    kernel_IN = kernel_hwIO.transpose(2, 0, 1, 3).reshape(into, -1)
-    every_BHWN = jnp.matmul(x_BHWC.astype(kernel_IN.dtype), kernel_IN, preferred_element_type=jnp.float32)
+    every_BHWN = products.summed(x_BHWC, kernel_hwIO.transpose(2, 0, 1, 3).reshape(into, -1))
 
     def moved(i, j):
         tap = (i * size[1] + j) * out
@@ -153,8 +152,7 @@ def _dkernel(x_BHWC, kernel_hwIO, stride, padding, dy_BHWO):
     else:
         around = _turned(x_BHWC, dy_BHWO, kernel_hwIO, padding)
         shifts = shifted.windows(products.words(dy_BHWO.astype(factor.dtype)), size, 1, around)
-        shifts = [products.numbers(dy_BHWO, factor.dtype) for dy_BHWO in shifts]
-        taps = jnp.stack(products.into_kernels(x_BHWC, shifts[::-1], factor))
+        taps = jnp.stack(products.into_kernels(x_BHWC, [products.numbers(dy_BHWO) for dy_BHWO in shifts][::-1], factor))
     return taps.reshape(kernel_hwIO.shape).astype(kernel_hwIO.dtype)
 
 
@@ -167,9 +165,9 @@ def _dkernel_by_rows(x_BHWI, kernel_hwIO, padding, dy_BHWO):
     x_NI, dy_NO = lax.optimization_barrier([_on_grid(array.astype(dtype), sides) for array in (x_BHWI, dy_BHWO)])
     (top, _), (left, _) = pads
     x_IN = jnp.pad(products.words(products.transposed(x_NI)), ((0, 0), (left, width - 1 - left)))
-    seen_KN = products.numbers(jnp.concatenate([x_IN[:, j:j + len(x_NI)] for j in range(width)]), dtype)
+    seen_KN = products.numbers(jnp.concatenate([x_IN[:, j:j + len(x_NI)] for j in range(width)]))
     dy_NO = jnp.pad(products.words(dy_NO), (((height - 1 - top) * sides[1], top * sides[1]), (0, 0)))
-    shifts = [products.numbers(dy_NO[i * sides[1]:i * sides[1] + len(x_NI)], dtype) for i in reversed(range(height))]
+    shifts = [products.numbers(dy_NO[i * sides[1]:i * sides[1] + len(x_NI)]) for i in reversed(range(height))]
     return jnp.stack([jnp.matmul(seen_KN, dy_NO, preferred_element_type=products.sums(dtype)) for dy_NO in shifts])
 
 
@@ -177,7 +175,3 @@ def _on_grid(x_BHWC, sides):
     """[B · height · width, C] with zeros below and to the right up to those sides."""
     around = [(0, side - have) for side, have in zip(sides, x_BHWC.shape[1:3])]
     return jnp.pad(x_BHWC, ((0, 0), *around, (0, 0))).reshape(-1, x_BHWC.shape[-1])
-
-
-def _is_small(x_BHWC):
-    return max(x_BHWC.shape[1:3]) < winograd.LARGE
