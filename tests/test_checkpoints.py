@@ -59,6 +59,21 @@ def test_a_position_without_its_numbers_is_a_damaged_checkpoint(tmp_path):
     assert keeper.position(1) == position(1)
 
 
+def test_what_devices_hold_alike_is_written_as_it_lies_and_nothing_is_compiled_for_it(tmp_path):
+    devices, compiled = parallel.Parallel("shard_map"), []
+    alike = devices.replicate(TrainState(jnp.int32(1), {"w": jnp.arange(128.0).reshape(16, 8)}, {"m": jnp.ones(8)}, (), jax.random.PRNGKey(1)))
+    keeper = checkpoints.Checkpoints(tmp_path, config.Checkpoints())
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(note := lambda event, *_, **__: compiled.append(event))
+    try:
+        keeper.save(alike, position(1))
+        keeper.wait()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    assert len(jax.devices()) == 8 and not any("backend_compile" in event for event in compiled)
+    jax.tree.map(np.testing.assert_array_equal, keeper.restore(1, alike), alike)
+
+
 @pytest.mark.parametrize("text, shown", [("Event loop is closed", False), ("Encountered error while reading array index: (0,)", False), ("x", True)])
 def test_of_what_tensorstore_fails_at_only_the_first_error_is_heard(text, shown, monkeypatch):
     heard = []
