@@ -179,7 +179,12 @@ class Step:
     @property
     def params(self) -> PyTree:
         """The parameters after the last step."""
-        return self._whole(self._state).params if self._train else self._state[0]
+        return self.state.params if self._train else self._state[0]
+
+    @property
+    def state(self) -> TrainState:
+        """The whole training state after the last step, of kinds that train."""
+        return self._whole(self._state)
 
     def loss(self, reported: PyTree) -> float:
         """Nats per token of a step that has been dispatched, the last one of a call."""

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from jax.experimental import rnn
 
-from benchmarks import (compiled, convolutions, correctness, encode, projection, real_input, recurrence, step_report, step_time, summary, timing,
-                        top_ops, variants, workload)
+from benchmarks import (checkpoints, compiled, convolutions, correctness, encode, projection, real_input, recurrence, step_report, step_time,
+                        summary, timing, top_ops, variants, workload)
 from benchmarks import input as inputs
 from benchmarks.peers import __main__ as peers
 from benchmarks.peers import forms
@@ -662,3 +662,13 @@ def test_encode_counts_photos(tmp_path, capsys):
     assert "small_cnn" in said and "jaxcap ÷ PyTorch, photos/s" in said
     with pytest.raises(UserError, match="not small_cnn"):
         encode.main(["--encoders", "small_cnn", "--peer"])
+
+
+def test_checkpoints_are_timed_and_read_back(tmp_path, capsys):
+    path = tmp_path / "checkpoints.json"
+    assert not checkpoints.main(["phases.1.optim.name=adam", "--tiny", "--repeats", "2", "--dir", str(tmp_path / "disk"), "--json", str(path)])
+    (result,) = json.loads(path.read_text())["results"]
+    assert result["encoder"] == "small_cnn" and result["arrays"] > 0 and result["restored_ms"] > 0
+    assert len(result["held_ms"]) == 3 and all(0 < held < written for held, written in zip(result["held_ms"], result["written_ms"], strict=True))
+    assert not list((tmp_path / "disk").iterdir())
+    assert "devices: 8" in (said := capsys.readouterr().out) and "first: waits, ms" in said
