@@ -1,12 +1,20 @@
 """Fixtures of the whole suite. Eight virtual CPU devices exist before JAX starts."""
 
 import os
+import tempfile
+from importlib import metadata
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+_flags = ["--xla_force_host_platform_device_count=8"]
+if metadata.version("jaxlib").startswith("0.10."):  # an older generator of code, twice as fast as its successor, the only one since 0.11
+    _flags.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_flags])
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # tests compile far longer than they compute; their programs' too
 os.environ.setdefault("JAXCAP_KEEP_MEMORY", "0")  # four processes of many small programs; speed is nothing to them
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # all processes of a run share what the first one makes and removes
+    _programs = tempfile.TemporaryDirectory(prefix="jaxcap-tests-")
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": _programs.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

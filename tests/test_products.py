@@ -160,13 +160,12 @@ def test_an_encoders_convolutions_are_rounded(name):
     captioner = captioners.build(config, 20)
     params, batch_stats = jax.jit(captioner.init, static_argnums=1)(jax.random.key(0), 96)
     image_BHWC = jax.random.uniform(jax.random.key(1), (2, 96, 96, 3))
-    full = captioner.frozen_encode(params, batch_stats)(image_BHWC)
     low = dataclasses.replace(captioner, encoder_kernels=jnp.dtype(jnp.bfloat16))
     assert captioners.build(configs.change(config, {"encoder.dtype": "bfloat16"}), 20).encoder_kernels == jnp.bfloat16
     for batch_norm, most in (("inference", 0.1), ("batch", np.inf)):  # the statistics of two photos enlarge every difference
-        expected = captioner.encode(params, batch_stats, image_BHWC, batch_norm=batch_norm)[0]
-        found = low.encode(params, batch_stats, image_BHWC, batch_norm=batch_norm)[0]
-        assert found.dtype == full.dtype == jnp.float32
+        expected, found = (jax.jit(functools.partial(of.encode, batch_norm=batch_norm))(params, batch_stats, image_BHWC)[0]
+                           for of in (captioner, low))
+        assert found.dtype == expected.dtype == jnp.float32
         assert 1e-5 < np.linalg.norm(found - expected) / np.linalg.norm(expected) < most
 
 
