@@ -5,9 +5,9 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-_flags = ["--xla_force_host_platform_device_count=8"]
-if metadata.version("jaxlib").startswith("0.10."):  # an older generator of code, twice as fast as its successor, the only one since 0.11
-    _flags.append("--xla_cpu_use_fusion_emitters=false")
+# Before 0.11 jaxlib has the former generator of code too, which takes half as long to compile.
+_EMITTERS, _OLDER = "xla_cpu_use_fusion_emitters", metadata.version("jaxlib").startswith("0.10.")
+_flags = ["--xla_force_host_platform_device_count=8", *([f"--{_EMITTERS}=false"] if _OLDER else [])]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_flags])
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # tests compile far longer than they compute; their programs' too
@@ -27,6 +27,18 @@ def forget():
     """Compiled code of a finished file goes: a thousand tests would keep gigabytes of it, and every new compilation pays."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def compiled_as_for_users(monkeypatch):
+    """The usual generator of code after all, for tests that read a program, or that set a step beside another one to the digit: with
+    the former the two round differently, and a small network under batch statistics makes much of it."""
+    if _OLDER:
+        from jax._src import compiler  # of one release; nothing public turns a flag for pmap
+
+        options = compiler.get_compile_options
+        monkeypatch.setattr(compiler, "get_compile_options", lambda *arguments, env_options_overrides=None, **more: options(
+            *arguments, env_options_overrides={**(env_options_overrides or {}), _EMITTERS: True}, **more))
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from benchmarks.program import Program
 from benchmarks.projection import RECORDS
 from jaxcap.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("compiled_as_for_users")
+
 # As XLA prints a program for a GPU, shortened: a loop of three rounds around a product that reads a slice and updates in place,
 # a convolution of 2 × 8 × 8 × 16 by 3 × 3 to 32 channels, and its two gradients by cuDNN.
 GPU = '''\

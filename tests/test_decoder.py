@@ -325,6 +325,7 @@ def test_the_written_gradient_of_any_cell_equals_automatic_differentiation(cell,
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), expected, found)
 
 
+@pytest.mark.usefixtures("compiled_as_for_users")
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads what XLA makes of a search for CPUs")
 @pytest.mark.parametrize("options", [{}, {"image": "every"}, {"image": "attention", "attention_size": 16}, {"cell": "gru"}, {"layers": 2}])
 @pytest.mark.parametrize("drawn", [False, True])

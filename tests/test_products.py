@@ -127,6 +127,7 @@ def test_only_cpus_keep_activations_in_float32_and_only_some_round_factors(monke
     assert products.dtypes("bfloat16", "gpu") == (jnp.bfloat16, None)
 
 
+@pytest.mark.usefixtures("compiled_as_for_users")
 @needs_instructions
 @pytest.mark.parametrize(("kind", "changes", "batch"), [
     ("cached", {}, 8),

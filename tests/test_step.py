@@ -26,6 +26,7 @@ from jaxcap.errors import UserError
 from jaxcap.step import Batch, TrainState
 from jaxcap.vocab import PAD
 
+pytestmark = pytest.mark.usefixtures("compiled_as_for_users")
 V, F, SIZE = 30, 12, 8
 
 
