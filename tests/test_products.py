@@ -162,11 +162,12 @@ def test_an_encoders_convolutions_are_rounded(name):
     params, batch_stats = jax.jit(captioner.init, static_argnums=1)(jax.random.key(0), 96)
     image_BHWC = jax.random.uniform(jax.random.key(1), (2, 96, 96, 3))
     low = dataclasses.replace(captioner, encoder_kernels=jnp.dtype(jnp.bfloat16))
+    frozen = jax.eval_shape(lambda params, batch_stats: low.frozen_encode(params, batch_stats)(image_BHWC), params, batch_stats)
     assert captioners.build(configs.change(config, {"encoder.dtype": "bfloat16"}), 20).encoder_kernels == jnp.bfloat16
     for batch_norm, most in (("inference", 0.1), ("batch", np.inf)):  # the statistics of two photos enlarge every difference
         expected, found = (jax.jit(functools.partial(of.encode, batch_norm=batch_norm))(params, batch_stats, image_BHWC)[0]
                            for of in (captioner, low))
-        assert found.dtype == expected.dtype == jnp.float32
+        assert found.dtype == expected.dtype == frozen.dtype == jnp.float32
         assert 1e-5 < np.linalg.norm(found - expected) / np.linalg.norm(expected) < most
 
 
