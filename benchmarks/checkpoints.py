@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     timing.initialize()
     of = workload.settings(tiny=arguments.tiny, overrides=arguments.overrides)
     file = timing.ResultFile(arguments.json, "checkpoints")
-    print(f"{of.config.encoder.name} + LSTM {of.config.decoder.hidden}, {of.vocabulary:,} words, devices: {len(jax.devices())}\n"
+    print(f"{of.config.encoder.name} + {of.config.decoder.name.upper()} {of.config.decoder.hidden}, {of.vocabulary:,} words, devices: {len(jax.devices())}\n"
           f"{timing.describe(file.result['machine'])}", flush=True)
     state = Step(KINDS["joint"], of, *workload.model(of), len(jax.devices())).state
     with tempfile.TemporaryDirectory(dir=arguments.dir) as directory:

@@ -24,7 +24,7 @@ PyTree = Any
 # orbax warns of every checkpoint that was not scored, and its threads show a traceback of what `_guard` says in words, as asyncio does.
 logging.set_verbosity(logging.FATAL)
 getLogger("asyncio").setLevel(CRITICAL)
-# Left to itself orbax cuts what several devices hold alike into a share for each, array by array, each cut a program of its own.
+# Left to itself orbax cuts what several devices hold alike into a share for each while training waits: a program of its own for every cut.
 ocp.type_handlers.register_type_handler(jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False), override=True)
 _shown = sys.unraisablehook
 _SHARE, _DIRECTORIES = 1.2, 2 << 20  # of a checkpoint on disk: over its arrays, and bytes besides them
