@@ -88,8 +88,7 @@ def summed_bytes(of: Settings, kind: str, *, few_words: bool = False) -> int:
     """What a training step has to sum over the devices: a gradient of float32 for every parameter that trains, two scalars and,
     where the encoder learns batch statistics, those. few_words: without the words' table, whose rows are gathered."""
     captioner, phase = captioners.build(of.config, of.vocabulary), of.config.phases[KINDS[kind].phase]
-    init = functools.partial(captioner.init, size=configs.encoder_size(of.config))
-    params, batch_stats = jax.eval_shape(init, jax.random.PRNGKey(0))
+    params, batch_stats = captioner.shapes(configs.encoder_size(of.config))
     trainable, _ = optim.split_params(params, phase)
     exchanged = (trainable, batch_stats if phase.batch_norm != "inference" else {})
     table = of.vocabulary * of.config.decoder.embedding * jnp.float32.dtype.itemsize if few_words else 0

@@ -36,12 +36,19 @@ class Captioner:
 
     def init(self, key: Array, size: int) -> tuple[PyTree, PyTree]:
         """Random `(params, batch_stats)` for photos of size × size pixels."""
-        encoder_key, decoder_key = jax.random.split(key)
-        variables = encoders.init(self.encoder, encoder_key, size)
+        variables = encoders.init(self.encoder, jax.random.split(key)[0], size)
+        return {"encoder": variables["params"], "decoder": self.init_decoder(key)}, variables.get("batch_stats", {})
+
+    def init_decoder(self, key: Array) -> PyTree:
+        """The decoder's part of `init`."""
         features = jnp.zeros((1, 1, self.spec.features))
-        decoder = self.decoder.init(decoder_key, features, jnp.zeros((1, 1), jnp.int32))
-        return ({"encoder": variables["params"], "decoder": decoder["params"]},
-                variables.get("batch_stats", {}))
+        return self.decoder.init(jax.random.split(key)[1], features, jnp.zeros((1, 1), jnp.int32))["params"]
+
+    def shapes(self, size: int) -> tuple[PyTree, PyTree]:
+        """Shapes and types of what `init` gives, without a random number drawn."""
+        variables = encoders.shapes(self.encoder, size)
+        decoder = jax.eval_shape(self.init_decoder, jax.random.key(0))
+        return {"encoder": variables["params"], "decoder": decoder}, variables.get("batch_stats", {})
 
     def encode(self, params: PyTree, batch_stats: PyTree, image_BHWC: Array, *,
                batch_norm: str = "inference") -> tuple[Array, PyTree]:

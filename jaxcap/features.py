@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import math
@@ -33,6 +34,7 @@ PyTree = Any
 _DAMAGE = (OSError, ValueError, tokenize.TokenError)  # what NumPy raises for a file that is not whole
 
 
+@functools.lru_cache(maxsize=2)  # all splits are seen by the same program, and their distorted views by another
 def encoder(captioner: Captioner, size: int, parallel: Parallel,
             augment: configs.Augment = configs.Augment()) -> Callable[..., jax.Array]:
     """A compiled function from the frozen encoder (`Captioner.folded`) and uint8 photos [B, H, W, C] to what the decoder needs of
@@ -165,7 +167,8 @@ def _compute(path: Path, split: Split, configuration, captioner, params, batch_s
     encode = encoder(captioner, size, parallel)
     distorted = encoder(captioner, size, parallel, configuration.augment)
     look = parallel.replicate(captioner.folded({"encoder": params["encoder"]}, batch_stats))
-    one = jax.eval_shape(encode, look, jax.ShapeDtypeStruct((batch_size, *split.images([0]).shape[1:]), np.uint8))
+    empty_BHWC = parallel.shard(np.zeros((batch_size, *split.images([0]).shape[1:]), np.uint8))  # placed as photos are: traced once
+    one = jax.eval_shape(encode, look, empty_BHWC)
     shape = (len(split) * views, *one.shape[1:])
     done = _done(partial, count, shape, one.dtype, len(split))
     if not done:  # a count that is left would pass zeros as computed

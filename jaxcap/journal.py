@@ -4,17 +4,13 @@ import contextlib
 import json
 import math
 import os
-import socket
 import sys
 import time
 from pathlib import Path
 
-from tensorboardX import RecordWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-
 from jaxcap import parallel, progress
 from jaxcap.errors import UserError, free_or
+from jaxcap.events import EventFile
 
 SMOOTHING = 0.98  # of the shown loss, per step: a batch's own loss is too noisy to see learning in it
 FLUSH_S = 120  # between the times that events are forced to disk, for which steps wait
@@ -42,12 +38,10 @@ class Journal:
         try:
             rewritten.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
             os.replace(rewritten, self.path)
-            # Not a `SummaryWriter`: its thread dies of a full disk, and then whoever writes waits for it for ever.
-            self._events = RecordWriter(str(directory / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"))
+            self._events = EventFile(directory)
             self._file = self.path.open("a", encoding="utf-8")
-            self._record(file_version="brain.Event:2")
-            if step:  # TensorBoard drops what it has of these steps
-                self._record(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+            if step:
+                self._events.restart(step + 1)
         except OSError as error:
             with contextlib.suppress(OSError):
                 rewritten.unlink(missing_ok=True)
@@ -97,17 +91,13 @@ class Journal:
         try:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
-            self._record(step=line["step"], summary=Summary(value=[
-                Summary.Value(tag=f"{group}/{name}", simple_value=value)
-                for name, value in line.items() if isinstance(value, float) and math.isfinite(value)]))
+            self._events.scalars(line["step"], {f"{group}/{name}": value for name, value in line.items()
+                                                if isinstance(value, float) and math.isfinite(value)})
             if time.monotonic() > self._flushed + FLUSH_S:
                 self._events.flush()
                 self._flushed = time.monotonic()
         except OSError as error:
             raise self._unwritable(error) from error
-
-    def _record(self, **what) -> None:
-        self._events.write(Event(wall_time=time.time(), **what).SerializeToString())
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(f"{self.path} cannot be written: {error.strerror or error}; "

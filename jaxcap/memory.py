@@ -7,6 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
+kept = False  # once `keep` was called
 holes = threading.Event()  # set where something large was compiled while the heap is kept
 _HOLE_BYTES = 8 << 10, 64 << 20  # of those to close: smaller ones are in lists of few sizes, larger ones go piece by piece
 
@@ -43,6 +44,8 @@ def keep() -> None:
     kernel, so that every step pays anew for zeroed pages: a third of its time and more (benchmarks/RECORDS.md). The price is
     that the process stays as large as it ever was, and that holes between the pieces make it larger: see `relieve`.
     """
+    global kept
+    kept = True
     if _library():
         # M_MMAP_MAX 0: the heap serves large pieces too. M_TRIM_THRESHOLD -1: its top is never handed back. M_ARENA_MAX 1:
         # all threads share it, for heaps of other threads are small.

@@ -37,7 +37,7 @@ def initialize() -> None:
     """
     if os.environ.get("JAXCAP_KEEP_MEMORY") != "0":
         memory.keep()
-        _watch_compiling()
+    _watch_compiling()
     keep_programs()
     if os.environ.get("JAX_COORDINATOR_ADDRESS") and not jax.distributed.is_initialized():
         jax.distributed.initialize(
@@ -54,11 +54,14 @@ def keep_programs() -> None:
 
 @functools.cache
 def _watch_compiling() -> None:
-    """Has `memory.relieve` close the holes that a CPU's program leaves which took longer than HOLES_S to compile."""
+    """Has no speed that is shown count the time that compiling takes, and where memory is kept, `memory.relieve` close the holes that
+    a CPU's program leaves which took longer than HOLES_S."""
 
     def compiled(event: str, seconds: float, **_) -> None:
-        if event == "/jax/core/compile/backend_compile_duration" and seconds > HOLES_S and jax.default_backend() == "cpu":
-            memory.holes.set()
+        if event == "/jax/core/compile/backend_compile_duration":
+            progress.aside(seconds)
+            if memory.kept and seconds > HOLES_S and jax.default_backend() == "cpu":
+                memory.holes.set()
 
     jax.monitoring.register_event_duration_secs_listener(compiled)
 

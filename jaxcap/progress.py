@@ -42,8 +42,11 @@ class Lines:
 
     def unpause(self) -> None:
         """The time since the last update went into something else and counts for no speed."""
-        now = time.monotonic()
-        self._begun, self._updated = self._begun + now - self._updated, now
+        self.aside(time.monotonic() - self._updated)
+
+    def aside(self, seconds: float) -> None:
+        """So much of the time since the last update went into something else: it counts for no speed and no pause."""
+        self._begun, self._updated, self._spoke = self._begun + seconds, self._updated + seconds, self._spoke + seconds
 
     def reset(self) -> None:
         self.n = 0
@@ -86,6 +89,12 @@ class Lines:
 
 
 Bar = tqdm | Lines
+
+
+def aside(seconds: float) -> None:
+    """Keeps the last `seconds` out of the speed that open lines tell; a bar's is that of its last updates."""
+    for lines in Lines._open:
+        lines.aside(seconds)
 
 
 def bar(what: str, total: int | None, unit: str = " photos", initial: int = 0) -> Bar:

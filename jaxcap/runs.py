@@ -153,8 +153,7 @@ def load(directory: Path, *, step: int | None = None, average: int | None = None
     for one in chosen:
         check_words(directory, vocabulary, keeper.position(one), one)
     captioner = captioners.build(configuration, len(vocabulary))
-    params, batch_stats = jax.eval_shape(lambda key: captioner.init(key, config.encoder_size(configuration)),
-                                         jax.random.PRNGKey(0))
+    params, batch_stats = captioner.shapes(config.encoder_size(configuration))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
                         {"params": params, "batch_stats": batch_stats})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcap import config as configs
 from jaxcap import evaluate, journal, parallel, runs, weights
@@ -73,16 +74,21 @@ class StopSignal:
 
 
 def initial_state(configuration: Config, captioner: Captioner, devices: parallel.Parallel,
-                  begun: runs.Run | None = None) -> TrainState:
+                  begun: runs.Run | None = None, *, restored: bool = False) -> TrainState:
     """The state before the first step, without an optimizer: the parameters of `begun`, or published encoder weights and
-    random ones."""
+    random ones. Zeros where a checkpoint will be `restored` over it, which needs no weights then."""
     key = jax.random.PRNGKey(configuration.seed)
-    init = jax.jit(captioner.init, static_argnums=1)
-    params, batch_stats = init(key, configs.encoder_size(configuration))
-    if begun:
+    size = configs.encoder_size(configuration)
+    params, batch_stats = captioner.shapes(size)
+    if restored:
+        params, batch_stats = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (params, batch_stats))
+    elif begun:
         params, batch_stats = runs.take_over(begun, params, batch_stats)
-    elif configuration.encoder.weights and not configuration.start:
+    elif configuration.encoder.weights:
         loaded = weights.load(configuration.encoder.weights, captioner.spec,
                               {"params": params["encoder"], "batch_stats": batch_stats})
-        params, batch_stats = {**params, "encoder": loaded["params"]}, loaded.get("batch_stats", {})
+        params = {"encoder": loaded["params"], "decoder": jax.jit(captioner.init_decoder)(key)}
+        batch_stats = loaded.get("batch_stats", {})
+    else:
+        params, batch_stats = jax.jit(captioner.init, static_argnums=1)(key, size)
     return devices.replicate(TrainState(jnp.int32(0), params, batch_stats, (), jax.random.fold_in(key, 1)))

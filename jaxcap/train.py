@@ -59,7 +59,7 @@ def train(configuration: Config, directory: Path, *, resume: bool = False) -> in
                                      **dataclasses.asdict(configuration.vocabulary))
         examples = pipeline.encode(train_split, vocabulary, configuration.data.max_words, configuration.data.captions_per_photo)
         captioner = captioners.build(configuration, len(vocabulary))
-        state = initial_state(configuration, captioner, devices, begun)
+        state = initial_state(configuration, captioner, devices, begun, restored=position["step"] > 0)
         evaluator = evaluate.Evaluator(configuration, captioner, vocabulary, own, val_split, configuration.eval_photos)
         lengths = [phase_steps(phase, examples, configuration.batch_size) for phase in configuration.phases]
     if not resume:

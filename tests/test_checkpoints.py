@@ -176,10 +176,9 @@ def test_features_are_computed_anew_where_what_was_left_of_them_does_not_fit(spl
     configuration = config.load(None, ["data.size=32", f"data.dir={split.path.parents[2]}"])
     model = captioner.build(configuration, 10)
     params, batch_stats = jax.jit(model.init, static_argnums=1)(jax.random.PRNGKey(0), 32)
-    devices = parallel.Parallel()
-    encode = features.encoder(model, 32, devices)
-    monkeypatch.setattr(features, "encoder", lambda *_: encode)  # compiled once
-    take = functools.partial(features.cached, split, configuration, model, params, batch_stats, devices, batch_size=16)
+    central, traced = features.augmentation(config.Augment(), 32), []
+    monkeypatch.setattr(features, "augmentation", lambda *_: lambda *seen: traced.append(seen) or central(*seen))
+    take = functools.partial(features.cached, split, configuration, model, params, batch_stats, parallel.Parallel(), batch_size=16)
     expected = np.array(take())
     (path,) = (split.path / "features").iterdir()
     whole, empty = path.read_bytes(), np.zeros_like(expected)
@@ -199,6 +198,7 @@ def test_features_are_computed_anew_where_what_was_left_of_them_does_not_fit(spl
         patched.setattr(features, "photo_batches", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         take()
     np.testing.assert_array_equal(take(), expected)
+    assert len(traced) == 1  # a network takes seconds: once for its shapes, its batches and all splits
 
 
 def test_features_of_data_that_may_only_be_read_are_cached_for_oneself(split, tmp_path, monkeypatch):

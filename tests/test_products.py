@@ -175,7 +175,7 @@ def test_an_encoders_convolutions_are_rounded(name):
 def test_kernels_are_turned_for_products_when_an_encoder_is_folded_and_not_for_every_photo():
     of = workload.settings(dtype="bfloat16", overrides=["encoder.name=inception_v3"])
     captioner = captioners.build(of.config, 20)
-    folded = jax.eval_shape(captioner.folded, *jax.eval_shape(functools.partial(captioner.init, size=96), jax.random.key(0)))
+    folded = jax.eval_shape(captioner.folded, *captioner.shapes(96))
     program = jax.jit(lambda look, image_BHWC: look(image_BHWC)).lower(folded, jnp.zeros((1, 96, 96, 3))).compile().as_text()
     kept = [leaf.shape for leaf in jax.tree.leaves(folded) if leaf.dtype == jnp.bfloat16]
     turned = {math.prod(map(int, shape.split(","))) for shape in re.findall(r"= bf16\[([\d,]+)\]\S* (?:copy|transpose)\(", program)}

@@ -4,10 +4,11 @@ import io
 import sys
 from types import SimpleNamespace
 
+import jax
 import pytest
 from tqdm import tqdm
 
-from jaxcap import journal, progress
+from jaxcap import journal, parallel, progress
 
 
 @pytest.fixture
@@ -64,6 +65,33 @@ def test_a_run_s_speed_leaves_out_time_that_went_into_something_else(clock, caps
         log.training(step, [1.0] * 20)
     log.close()
     assert capsys.readouterr().err == ("words: 20 of 100 steps, 2 steps/s, 40 s left, loss 1.000\n"
+                                       "words: 40 of 100 steps, 2 steps/s, 30 s left, loss 1.000\n")
+
+
+def test_a_run_s_speed_leaves_out_time_that_went_into_compiling(clock, capsys, tmp_path):
+    parallel._watch_compiling()
+    log = journal.Journal(tmp_path, total=100)
+    log.phase("words", new=True)
+
+    def compile_for(seconds):
+        clock.s += seconds
+        jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", seconds)
+
+    compile_for(60)
+    clock.s += 5
+    log.training(10, [1.0] * 10)  # too early to tell
+    clock.s += 5
+    log.training(20, [1.0] * 10)
+    with progress.bar("captions of val", 40) as inner:
+        compile_for(30)
+        clock.s += 10
+        inner.update(40)
+    log.pause()  # all of it, which compiling is a part of
+    clock.s += 10
+    log.training(40, [1.0] * 20)
+    log.close()
+    assert capsys.readouterr().err == ("words: 20 of 100 steps, 2 steps/s, 40 s left, loss 1.000\n"
+                                       "captions of val: 40 of 40 photos, 4 photos/s, 0 s left\n"
                                        "words: 40 of 100 steps, 2 steps/s, 30 s left, loss 1.000\n")
 
 

@@ -29,7 +29,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 import jaxcap
 from jaxcap import (caption, captioner, checkpoints, config, errors, evaluate, explain, features, feed, inference, journal, parallel, prepare,
-                    runs, train, vocab)
+                    runs, session, train, vocab, weights)
 from jaxcap import step as steps
 from jaxcap.data import records
 from jaxcap.errors import UserError
@@ -503,6 +503,17 @@ def test_the_journal_is_written_for_tensorboard_too(tmp_path):
     assert abs(time.time() - scores.wall_time) < 60
 
 
+def test_training_loads_no_pytorch_and_takes_none_away(tmp_path):
+    (tmp_path / "torch.py").write_text("print('loaded')")
+    code = ("import pathlib, sys; from jaxcap import caption, journal, train\n"
+            "journal.Journal(pathlib.Path(sys.argv[1]), total=1).close()\n"
+            "assert list(pathlib.Path(sys.argv[1]).glob('events.out.tfevents.*')) and 'torch' not in sys.modules\n"
+            "import torch")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert (done.returncode, done.stdout) == (0, "loaded\n"), done.stderr[-2000:]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
 @pytest.mark.parametrize("full", [("events",), ("events", "metrics")])
 def test_a_disk_that_fills_up_ends_the_journal_with_a_sentence(full, tmp_path):
@@ -662,6 +673,30 @@ def test_a_run_that_goes_on_from_another_does_so_too_when_resumed_before_its_fir
         shutil.copy(whole / name, again)
     assert train.main(["--resume", str(again)]) == 0
     assert losses(again) == losses(whole) and losses(whole)[1] < losses(finished)[1]
+
+
+def test_a_run_with_published_weights_begins_with_those_and_the_usual_decoder(data, monkeypatch):
+    configuration = config.load(*settings(data)[:1], [*settings(data)[1:], "encoder.weights=published.h5"])
+    model, devices = captioner.build(configuration, 10), parallel.Parallel()
+    monkeypatch.setattr(weights, "load", lambda path, spec, like: jax.tree.map(lambda x: np.full(x.shape, 0.5, x.dtype), like))
+    state = session.initial_state(configuration, model, devices)
+    usual, statistics = jax.jit(model.init, static_argnums=1)(jax.random.PRNGKey(configuration.seed), 32)
+    jax.tree.map(np.testing.assert_array_equal, state.params["decoder"], usual["decoder"])
+    assert all((leaf == 0.5).all() for leaf in jax.tree.leaves((state.params["encoder"], state.batch_stats)))
+    described = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    assert described((state.params, state.batch_stats)) == described((usual, statistics)) == described(model.shapes(32))
+
+
+def test_a_run_resumes_without_the_published_weights_that_it_began_with(finished, tmp_path):
+    run = copied(finished, tmp_path)
+    page = json.loads((run / "config.json").read_text())
+    page["encoder"]["weights"] = str(tmp_path / "gone.h5")
+    (run / "config.json").write_text(json.dumps(page))
+    assert train.main(["--resume", str(run)]) == 0
+    assert (run / "results" / "val.json").read_bytes() == (finished / "results" / "val.json").read_bytes()
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(UserError, match="there is no weights file .*gone.h5"):
+        train.main(["--resume", str(run)])
 
 
 def test_one_process_trains_in_a_directory_and_names_of_one_second_differ(data, finished, tmp_path, monkeypatch):

@@ -163,8 +163,7 @@ def _tiny_model(of: workload.Settings) -> tuple:
             return noise / np.float32(math.sqrt(math.prod(leaf.shape[:-1])))
         return 0.1 * noise if path[-1].key == "mean" else np.abs(noise) + 0.5
 
-    shapes = jax.eval_shape(lambda key: captioner.init(key, TINY.image_size), jax.random.PRNGKey(0))
-    return captioner, *jax.tree_util.tree_map_with_path(draw, shapes)
+    return captioner, *jax.tree_util.tree_map_with_path(draw, captioner.shapes(TINY.image_size))
 
 
 def described(step: Step | Fork) -> dict:

@@ -32,7 +32,7 @@ _FILES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one object a network: it is hashed as that
 class EncoderSpec:
     """One network: how to build it, what it expects, where its published weights are, and its published figures."""
 
@@ -71,8 +71,8 @@ def init(module: nn.Module, key: jax.Array, size: int) -> dict:
 
     All filters are cut out of one draw. One each is a program that XLA compiles for a minute on NVIDIA cards.
     """
-    shapes = _shapes(module, size)
-    count = sum(leaf.size for leaf in jax.tree.leaves(shapes) if leaf.ndim > 1)
+    wanted = shapes(module, size)
+    count = sum(leaf.size for leaf in jax.tree.leaves(wanted) if leaf.ndim > 1)
     drawn = nn.initializers.he_normal()(key, (2, -(-count // 2))).ravel()  # two inputs each: a deviation of 1
     taken = 0
 
@@ -83,11 +83,12 @@ def init(module: nn.Module, key: jax.Array, size: int) -> dict:
         taken += leaf.size
         return math.sqrt(2 / math.prod(leaf.shape[:-1])) * drawn[taken - leaf.size:taken].reshape(leaf.shape)
 
-    return jax.tree_util.tree_map_with_path(begin, shapes)
+    return jax.tree_util.tree_map_with_path(begin, wanted)
 
 
 @functools.cache  # to find them takes half a second and more
-def _shapes(module: nn.Module, size: int) -> dict:
+def shapes(module: nn.Module, size: int) -> dict:
+    """Shapes and types of what `init` gives."""
     return jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
 
 

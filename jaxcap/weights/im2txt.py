@@ -47,7 +47,7 @@ def import_run(checkpoint: Path, word_counts: Path, directory: Path) -> runs.Run
                              f"{checkpoint} does not hold the weights of {spec.name}")
     configuration = _config(directory.name, embedding=decoder["word_embedding"].shape[1], hidden=decoder["lstm_bias"].size // 4)
     captioner = captioners.build(configuration, len(vocabulary))
-    wanted, _ = jax.eval_shape(lambda key: captioner.init(key, spec.image_size), jax.random.key(0))
+    wanted, _ = captioner.shapes(spec.image_size)
     problems = [f"{name} {list(decoder[name].shape)}" for name, leaf in wanted["decoder"].items() if decoder[name].shape != leaf.shape]
     if problems:
         raise UserError(f"{checkpoint} holds a decoder whose parts do not fit each other: {', '.join(problems)}")

@@ -1,12 +1,6 @@
 """Which network a weights file is of, and whose names its tensors have."""
 
-import functools
-from collections.abc import Callable
-
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from jaxcap import encoders
@@ -51,10 +45,4 @@ def _likeness(tensors: dict[str, np.ndarray], spec: encoders.EncoderSpec) -> tup
 
 def shapes(spec: encoders.EncoderSpec) -> PyTree:
     """Shapes of an encoder's variables, as `jaxcap.weights.load` takes them."""
-    return _shapes(spec.module, spec.image_size)
-
-
-@functools.cache
-def _shapes(module: Callable[[], nn.Module], side: int) -> PyTree:
-    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    return dict(jax.eval_shape(module().init, jax.random.key(0), image))
+    return encoders.shapes(spec.module(), spec.image_size)
