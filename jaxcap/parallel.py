@@ -54,8 +54,8 @@ def keep_programs() -> None:
 
 @functools.cache
 def _watch_compiling() -> None:
-    """Has no speed that is shown count the time that compiling takes, and where memory is kept, `memory.relieve` close the holes that
-    a CPU's program leaves which took longer than HOLES_S."""
+    """Keeps what compiling takes out of the speeds that are shown, and where memory is kept, has `memory.relieve` close the holes that a
+    CPU's program leaves which took longer than HOLES_S."""
 
     def compiled(event: str, seconds: float, **_) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
