@@ -9,6 +9,7 @@ from pathlib import Path
 
 kept = False  # once `keep` was called
 holes = threading.Event()  # set where something large was compiled while the heap is kept
+_HUGE_PAGE, _MADV_HUGEPAGE = 2 << 20, 14
 _HOLE_BYTES = 8 << 10, 64 << 20  # of those to close: smaller ones are in lists of few sizes, larger ones go piece by piece
 
 
@@ -32,6 +33,7 @@ def _library() -> ctypes.CDLL | None:
     library.malloc.argtypes, library.malloc.restype = (ctypes.c_size_t,), ctypes.c_void_p
     library.free.argtypes = (ctypes.c_void_p,)
     library.sbrk.argtypes, library.sbrk.restype = (ctypes.c_ssize_t,), ctypes.c_void_p
+    library.madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     if hasattr(library, "mallinfo2"):  # glibc from 2.33 on
         library.mallinfo2.restype = _Mallinfo
     return library
@@ -51,6 +53,28 @@ def keep() -> None:
         # all threads share it, for heaps of other threads are small.
         for setting, value in ((-4, 0), (-1, -1), (-8, 1)):
             _library().mallopt(setting, value)
+        _ask_for_huge_pages()
+
+
+def _ask_for_huge_pages() -> None:
+    """Has the heap made of pages of 2 MiB where the kernel waits to be asked for them, as Ubuntu's does: the large maps of a step lie on
+    hundreds of thousands of 4 KiB, more than a core finds quickly.
+
+    Only of addresses that the heap has can be asked, so it takes as many as `relieve` lets the process hold; memory comes when it is used.
+    """
+    if _setting("/sys/kernel/mm/transparent_hugepage/enabled", "[madvise]") and not _setting("/proc/sys/vm/overcommit_memory", "2"):
+        library, size = _library(), allowed() // 2
+        if piece := library.malloc(size):
+            start = -(-piece // _HUGE_PAGE) * _HUGE_PAGE
+            library.madvise(start, piece + size - start, _MADV_HUGEPAGE)
+            library.free(piece)
+
+
+def _setting(path: str, value: str) -> bool:
+    try:
+        return value in Path(path).read_text().split()
+    except OSError:
+        return False
 
 
 def relieve() -> None:
@@ -60,6 +84,7 @@ def relieve() -> None:
         _close_holes()
     if _library() and resident() > allowed() / 2:
         _library().malloc_trim(0)
+        _ask_for_huge_pages()
 
 
 def _close_holes() -> None:
@@ -79,6 +104,7 @@ def _close_holes() -> None:
             pass  # it stays taken
         library.free(piece)  # it was no hole, but of the top
         size = 3 * size // 4
+    _ask_for_huge_pages()
 
 
 def resident() -> int:

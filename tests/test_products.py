@@ -15,7 +15,7 @@ from benchmarks.workload import KINDS
 from jaxcap import captioner as captioners
 from jaxcap import config as configs
 from jaxcap import inference, products
-from jaxcap.encoders import dense
+from jaxcap.encoders import dense, few
 from jaxcap.parallel import Parallel
 
 needs_instructions = pytest.mark.skipif(jax.default_backend() != "cpu" or not products.instructions(),
@@ -92,6 +92,24 @@ def test_a_convolution_by_a_bfloat16_kernel_is_one_of_rounded_numbers(side, kern
     assert apart(y, exact) < near and apart(y, ordinary(x, kernel.astype(jnp.float32))) > 1e-3
     assert apart(dx, exact_dx) < (1e-5 if stride == 1 and near < 1e-3 else 5e-3)  # others are not rounded, or in another way
     assert apart(np.float32(dkernel), exact_dkernel) < 5e-3
+
+
+@needs_instructions
+def test_maps_that_caches_do_not_hold_are_not_transformed_where_products_are_of_tiles(monkeypatch):
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.standard_normal((2, 56, 57, 64), np.float32))
+    kernel = jnp.asarray(random.standard_normal((3, 3, 64, 32), np.float32) / 24).astype(jnp.bfloat16)
+    exact, exact_pull = jax.vjp(lambda x: dense.ordinary(x, kernel.astype(jnp.float32), 1, "SAME"), near_bfloat16(x))
+    dy = near_bfloat16(jnp.sin(9 * exact))
+
+    def apart():
+        y, pull = jax.vjp(lambda x: dense.convolve(x, kernel, 1, "SAME"), x)
+        return [np.linalg.norm(one - other) / np.linalg.norm(other) for one, other in ((y, exact), (pull(dy)[0], exact_pull(dy)[0]))]
+
+    for tiles, cache, near in ((True, 1 << 10, 1e-5), (True, 1 << 30, 5e-3), (False, 1 << 10, 5e-3)):  # Winograd's is another rounding
+        monkeypatch.setattr(products, "tiles", lambda: tiles)
+        monkeypatch.setattr(few, "CACHE", cache)
+        assert near / 50 < max(apart()) < near if near > 1e-5 else max(apart()) < near
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -2,9 +2,10 @@
 
 XLA's own convolution reaches half of what its matrix products do where it has a stride, and knows no bfloat16 instructions; the gradient
 of a kernel it computes as a convolution by a kernel the size of the map, in batches mostly at a sixth to three quarters of the speed.
-So 3×3 convolutions go by Winograd; strided ones are one matrix product of the columns that the kernel sees (Chellapilla et al. 2006);
-and where factors are rounded to bfloat16 others are one of every pixel with all taps of the kernel, or of what one of its rows sees
-with all of its rows, whose results are then added where they belong. `python -m benchmarks.convolutions` tells what each takes.
+So 3×3 convolutions go by Winograd, but on large maps where AMX makes products cheap; strided ones are one matrix product of the
+columns that the kernel sees (Chellapilla et al. 2006); and where factors are rounded to bfloat16 others are one of every pixel with all
+taps of the kernel, or of what one of its rows sees with all of its rows, whose results are then added where they belong.
+`python -m benchmarks.convolutions` tells what each takes.
 """
 
 from functools import partial
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxcap import products
-from jaxcap.encoders import shifted, winograd
+from jaxcap.encoders import few, shifted, winograd
 
 SMALL_KERNEL = 9  # taps; larger ones make columns that are too many
 THICK = 64  # channels, or numbers that a kernel's row sees, from which on products in bfloat16 pay, and strided convolutions as products
@@ -90,11 +91,12 @@ convolve.defvjp(_forward, _backward)
 
 
 def _unstrided(x_BHWC, kernel_hwIO, padding):
+    rounds = products.rounds(x_BHWC, kernel_hwIO) and is_factor(kernel_hwIO.shape)
+    large = max(x_BHWC.shape[1:3]) >= winograd.LARGE
     if winograd.pays(x_BHWC, kernel_hwIO):
-        return winograd.convolve(x_BHWC, kernel_hwIO, padding)
-    if products.rounds(x_BHWC, kernel_hwIO) and is_factor(kernel_hwIO.shape) and max(x_BHWC.shape[1:3]) < winograd.LARGE:
-        return _of_taps(x_BHWC, kernel_hwIO, padding)
-    return ordinary(x_BHWC, kernel_hwIO, 1, padding)
+        cheap = rounds and large and products.tiles() and not few.fits(x_BHWC.size)  # products are, and passes over memory are not
+        return (_of_taps if cheap else winograd.convolve)(x_BHWC, kernel_hwIO, padding)
+    return (_of_taps if rounds and not large else partial(ordinary, stride=1))(x_BHWC, kernel_hwIO, padding=padding)
 
 
 def _of_columns(x_BHWC, kernel_hwIO, stride, padding):

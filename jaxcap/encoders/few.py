@@ -31,7 +31,16 @@ def see(module, layers: Callable[..., jax.Array], image_BHWC: jax.Array) -> jax.
 
 def _photos(numbers: int) -> int:
     """As many, a power of two, as there is room for in the caches of all cores, of so many float32 numbers each; at least one."""
-    return 1 << max(CACHE * memory.cores() // (4 * numbers), 1).bit_length() - 1
+    return 1 << max(_room() // numbers, 1).bit_length() - 1
+
+
+def fits(numbers: int) -> bool:
+    """Whether there is room for so many float32 numbers in the caches of all cores."""
+    return numbers <= _room()
+
+
+def _room() -> int:
+    return CACHE * memory.cores() // 4
 
 
 def _mapped(layers: Callable[[jax.Array], jax.Array], x_BHWC: jax.Array, photos: int) -> jax.Array:
