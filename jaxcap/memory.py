@@ -62,17 +62,19 @@ def _ask_for_huge_pages() -> None:
 
     Only of addresses that the heap has can be asked, so it takes as many as `relieve` lets the process hold; memory comes when it is used.
     """
-    if _setting("/sys/kernel/mm/transparent_hugepage/enabled", "[madvise]") and not _setting("/proc/sys/vm/overcommit_memory", "2"):
-        library, size = _library(), allowed() // 2
-        if piece := library.malloc(size):
-            start = -(-piece // _HUGE_PAGE) * _HUGE_PAGE
-            library.madvise(start, piece + size - start, _MADV_HUGEPAGE)
-            library.free(piece)
+    library, size = _library(), allowed() // 2
+    if _waits_to_be_asked() and (piece := library.malloc(size)):
+        start = -(-piece // _HUGE_PAGE) * _HUGE_PAGE
+        library.madvise(start, piece + size - start, _MADV_HUGEPAGE)
+        library.free(piece)
 
 
-def _setting(path: str, value: str) -> bool:
+@functools.cache
+def _waits_to_be_asked() -> bool:
+    """Whether the kernel gives huge pages to those that ask, and does not count addresses as memory."""
     try:
-        return value in Path(path).read_text().split()
+        return ("[madvise]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+                and Path("/proc/sys/vm/overcommit_memory").read_text().strip() != "2")
     except OSError:
         return False
 

@@ -94,9 +94,7 @@ assert not memory.holes.is_set() and all(ctypes.string_at(piece, 2) == b"\\7\\7"
     assert after[0] < 10 and after[1] < before[1] - 40 and after[2] < before[2] + 70  # and the heap has not grown by more than a piece
 
 
-@pytest.mark.skipif(not memory._setting("/sys/kernel/mm/transparent_hugepage/enabled", "[madvise]"), reason="the kernel does not wait to be asked")
-@pytest.mark.skipif(memory._setting("/proc/sys/vm/overcommit_memory", "2"), reason="the kernel counts addresses as memory")
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
+@pytest.mark.skipif(not memory._library() or not memory._waits_to_be_asked(), reason="glibc, or a kernel that waits to be asked, is not here")
 def test_large_pieces_lie_on_huge_pages_also_after_memory_was_handed_back():
     code = """
 import ctypes

@@ -93,10 +93,12 @@ convolve.defvjp(_forward, _backward)
 def _unstrided(x_BHWC, kernel_hwIO, padding):
     rounds = products.rounds(x_BHWC, kernel_hwIO) and is_factor(kernel_hwIO.shape)
     large = max(x_BHWC.shape[1:3]) >= winograd.LARGE
-    if winograd.pays(x_BHWC, kernel_hwIO):
-        cheap = rounds and large and products.tiles() and not few.fits(x_BHWC.size)  # products are, and passes over memory are not
-        return (_of_taps if cheap else winograd.convolve)(x_BHWC, kernel_hwIO, padding)
-    return (_of_taps if rounds and not large else partial(ordinary, stride=1))(x_BHWC, kernel_hwIO, padding=padding)
+    if winograd.pays(x_BHWC, kernel_hwIO):  # where products cost little, what it writes to have fewer of them costs more
+        if not (rounds and large and products.tiles()) or few.fits(x_BHWC.size):
+            return winograd.convolve(x_BHWC, kernel_hwIO, padding)
+    elif large or not rounds:
+        return ordinary(x_BHWC, kernel_hwIO, 1, padding)
+    return _of_taps(x_BHWC, kernel_hwIO, padding)
 
 
 def _of_columns(x_BHWC, kernel_hwIO, stride, padding):
