@@ -106,10 +106,10 @@ def test_maps_that_caches_do_not_hold_are_not_transformed_where_products_are_of_
         y, pull = jax.vjp(lambda x: dense.convolve(x, kernel, 1, "SAME"), x)
         return [np.linalg.norm(one - other) / np.linalg.norm(other) for one, other in ((y, exact), (pull(dy)[0], exact_pull(dy)[0]))]
 
-    for tiles, cache, near in ((True, 1 << 10, 1e-5), (True, 1 << 30, 5e-3), (False, 1 << 10, 5e-3)):  # Winograd's is another rounding
+    for tiles, cache, least, most in ((True, 1 << 10, 0, 1e-5), (True, 1 << 30, 1e-4, 5e-3), (False, 1 << 10, 1e-4, 5e-3)):  # Winograd's rounds otherwise
         monkeypatch.setattr(products, "tiles", lambda: tiles)
         monkeypatch.setattr(few, "CACHE", cache)
-        assert near / 50 < max(apart()) < near if near > 1e-5 else max(apart()) < near
+        assert least < max(apart()) < most
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
