@@ -6,8 +6,11 @@ from importlib import util
 
 import jax
 from jax.experimental import topologies
+from jax.sharding import AbstractMesh, AxisType
 
 from jaxcap.errors import UserError
+from jaxcap.parallel import Parallel
+from jaxcap.step import AXIS
 
 CUDA_PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
 
@@ -66,6 +69,13 @@ def devices(name: str, count: int) -> list[jax.Device]:
     if len(found) < count:
         raise UserError(f"{name} has {len(found)} device{'s' * (len(found) != 1)}, so programs for {count} cannot be made for it")
     return found[:count]
+
+
+def anywhere(count: int) -> Parallel:
+    """`count` devices of no platform: what is wrapped for them can be traced and lowered for any, but not run."""
+    parallel = Parallel("shard_map", jax.devices()[:1])
+    parallel.mesh = AbstractMesh((count,), (AXIS,), axis_types=(AxisType.Auto,))
+    return parallel
 
 
 def _gpus(gpu: Gpu, count: int) -> list[jax.Device]:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import absent
 from jaxcap import captioner as captioners
 from jaxcap import config as configs
 from jaxcap import optim, resident
@@ -143,13 +144,15 @@ class Step:
         self._step = self.devices.wrap(self._function, **self._wrap)
 
     def lower(self, platform: str = "", devices: Sequence[jax.Device] = (), resident_rows: int = 0) -> jax.stages.Lowered:
-        """The step as it is handed to the compiler, here or, named "cuda" or "tpu", of a platform that need not be here.
+        """The step as it is handed to the compiler, here or, named "cpu", "cuda" or "tpu", of a platform that need not be here.
 
         devices: of that platform, which it is compiled for (`benchmarks.absent`), with resident_rows photos or features on each, if
         not as many as here. pmap offers no such look; shard_map's program is the same one.
         """
         wrapped = self._step
-        if self.devices.mode != "shard_map" or devices:
+        if platform and not devices:
+            wrapped = absent.anywhere(self.devices.size).wrap(self._function, **self._wrap)
+        elif self.devices.mode != "shard_map" or devices:
             wrapped = Parallel("shard_map", list(devices)).wrap(self._function, **self._wrap)
         batch = next(self._batches)
         self._batches = itertools.chain([batch], self._batches)  # it is still to come
@@ -157,7 +160,7 @@ class Step:
         if resident_rows:
             table = replace(table, rows=jax.ShapeDtypeStruct((resident_rows, *table.rows.shape[1:]), table.rows.dtype))
         arguments = self._arguments(batch, table)
-        if devices:  # what arrays live on here is no matter there
+        if devices or platform:  # what arrays live on here is no matter there
             arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
         return wrapped.trace(*arguments).lower(lowering_platforms=(platform,) if platform else None)
 

@@ -50,6 +50,7 @@ class Captioner:
         decoder = jax.eval_shape(self.init_decoder, jax.random.key(0))
         return {"encoder": variables["params"], "decoder": decoder}, variables.get("batch_stats", {})
 
+    @functools.partial(jax.jit, static_argnums=0, static_argnames="batch_norm")
     def encode(self, params: PyTree, batch_stats: PyTree, image_BHWC: Array, *,
                batch_norm: str = "inference") -> tuple[Array, PyTree]:
         """Features [B, P, F] of photos with values in [0, 1], and the encoder's statistics after seeing them.
@@ -147,6 +148,7 @@ class Captioner:
             {"params": params["decoder"]}, context, state, token_N, method="step", mutable=["attention"])
         return state, logits_NV, sown["attention"]["weights"][0]
 
+    @functools.partial(jax.jit, static_argnums=0)
     def _look(self, folded: Callable[[Array], Array], image_BHWC: Array) -> Array:
         return _flatten(folded(self._preprocess(image_BHWC)))
 

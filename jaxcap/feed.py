@@ -40,11 +40,13 @@ def prepare(session: Session, state: TrainState, phase: configs.Phase) -> Feed:
     """What `phase` is fed from `state` on.
 
     A frozen encoder without distortions is run once over both splits, or with `augment.views` several times over the
-    training photos; otherwise photos are read. What fits stays on the device, and a batch then holds only row numbers.
+    training photos; otherwise photos are read. What fits stays on the device, photos for the phases to come too, and a batch then
+    holds only row numbers.
     """
     config, devices, split = session.config, session.devices, session.train_split
     array, val_features, statistics, views, look = None, None, {}, 1, None
     if phase.train == "decoder" and config.augment.cacheable():
+        session.photos = None
         take = functools.partial(features.cached, configuration=config, captioner=session.captioner,
                                  params=state.params, batch_stats=state.batch_stats, parallel=session.own,
                                  batch_size=session.evaluator.batch_size, stopped=lambda: bool(session.stop))
@@ -60,8 +62,10 @@ def prepare(session: Session, state: TrainState, phase: configs.Phase) -> Feed:
             look = devices.replicate(session.captioner.folded(state.params, state.batch_stats))
     asked, table = config.data.resident, None
     if asked == "yes" or (asked == "auto" and size <= config.data.resident_gib * 2**30):
-        whole = split.images(range(len(split))) if array is None else np.asarray(array)
-        kind, fetch, table = "index_B", np.asarray, devices.replicate(resident.table(whole, session.captioner.platform))
+        place = lambda whole: devices.replicate(resident.table(whole, session.captioner.platform))
+        if array is None and session.photos is None:
+            session.photos = place(split.images(range(len(split))))
+        kind, fetch, table = "index_B", np.asarray, session.photos if array is None else place(np.asarray(array))
     return Feed(kind, fetch, table, look, views, val_features, statistics)
 
 

@@ -183,6 +183,7 @@ _TWO_WORDS = frozenset("".join(parts) for parts in _JOINED)
 _APART = regex.compile(rf"[^\s\u00A0{_DIGIT}<(+.]+(?=[ \n])|[^\s\u00A0{_DIGIT}<(+]+(?=\s*$)")
 
 
+@functools.lru_cache(1 << 20)  # the end of a run reads all training captions four times
 def tokenize(caption: str) -> str:
     """The caption as lower-case tokens joined by single spaces, punctuation dropped."""
     plain = caption.removesuffix(" .")

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxcap import platforms
 from jaxcap.vocab import BOS, EOS, PAD
 
 PyTree = Any
@@ -211,8 +212,8 @@ def likeliest(log_probs_XV: Array, count: int) -> Array:
     As `jax.lax.top_k`, but of many words only those few blocks are looked through that can hold one of them: those whose
     largest number is among the `count` largest of all blocks'.
     """
-    return jax.lax.platform_dependent(log_probs_XV, cpu=functools.partial(_likeliest, count=count, block=CPU_BLOCK),
-                                      default=functools.partial(_likeliest, count=count, block=BLOCK))
+    return platforms.dependent(log_probs_XV, cpu=functools.partial(_likeliest, count=count, block=CPU_BLOCK),
+                               default=functools.partial(_likeliest, count=count, block=BLOCK))
 
 
 def _likeliest(log_probs_XV: Array, count: int, block: int) -> Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcap import config as configs
-from jaxcap import evaluate, journal, parallel, runs, weights
+from jaxcap import evaluate, journal, parallel, resident, runs, weights
 from jaxcap.captioner import Captioner
 from jaxcap.checkpoints import Checkpoints
 from jaxcap.config import Config
@@ -25,7 +25,8 @@ class Session:
     """What all phases of a run share.
 
     devices: all of the run's, over all hosts: they train. own: those of this host, on which each host computes for itself what is
-    not a training step, cached features and captions, all alike.
+    not a training step, cached features and captions, all alike. photos: the train split's, where they stay on the devices for all
+    phases that see them.
     """
 
     config: Config
@@ -40,6 +41,7 @@ class Session:
     keeper: Checkpoints
     journal: journal.Journal
     stop: "StopSignal"
+    photos: resident.Table | None = None
 
 
 class StopSignal:

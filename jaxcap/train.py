@@ -87,6 +87,7 @@ def train(configuration: Config, directory: Path, *, resume: bool = False) -> in
     finally:
         log.close()
         keeper.close()
+        session.photos = None
     finish.finish(directory, own)
     return 0
 
@@ -141,11 +142,13 @@ def run_phase(session: Session, state: TrainState, number: int, total: int, posi
                      learning_rate=float(rates[done - 1]), grad_norm=float(read[-1].norm),
                      **({"reward": float(np.mean([m.reward for m in read]))} if phase.objective == "reward" else {}))
 
-    done = reported = position["phase_step"]
+    done = reported = begun = position["phase_step"]
     part, whole = steps.set_aside(state, phase, session.captioner)
     del state  # where it was packed, what the optimizer keeps would be there twice
     for item in iterator:
         part, metrics = step_fn(part, draw(part, devices.hand(Batch(**item))), fed.table, fed.look)
+        if done == begun:
+            log.pause()  # reading photos and tracing the step are no step
         devices.pace(metrics)
         before, done = done, done + item["tokens_BT1"].shape[1]
         if before // config.log_every != done // config.log_every:

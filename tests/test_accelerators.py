@@ -12,11 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import workload
+from benchmarks import absent, workload
 from benchmarks.workload import CACHED_8, FIVE, KINDS, Settings
 from jaxcap import config as configs
 from jaxcap import inference
-from jaxcap.parallel import Parallel
 
 ALL = {**KINDS, CACHED_8.name: CACHED_8, **FIVE}
 _HEAVY = re.compile(r"stablehlo\.(dot_general|convolution).*: \(tensor<(?:\d+x)*(\w+)>, tensor<(?:\d+x)*(\w+)>\) -> ")
@@ -74,7 +73,7 @@ def test_every_search_lowers_for_gpus_and_tpus_with_no_product_in_another_arithm
     of = settings("bfloat16", **changes)
     captioner, params, batch_stats = model(of)
     asked = configs.change(of.config, search).search
-    decode = jax.jit(inference.decoder(captioner, asked, configs.encoder_size(of.config), Parallel("shard_map", jax.devices()[:2])))
+    decode = jax.jit(inference.decoder(captioner, asked, configs.encoder_size(of.config), absent.anywhere(2)))
     traced = decode.trace(params, inference.look(captioner, params, batch_stats), jnp.zeros((4, 36, 36, 3), jnp.uint8))
     for platform in ("cuda", "tpu"):
         hlo = traced.lower(lowering_platforms=(platform,)).as_text()
@@ -116,7 +115,7 @@ def test_a_frozen_encoder_is_given_folded_with_its_filters_in_the_order_that_cud
     of = settings("bfloat16")
     captioner, params, batch_stats = model(of)
     look = inference.look(captioner, params, batch_stats)
-    decode = jax.jit(inference.decoder(captioner, of.config.search, configs.encoder_size(of.config), Parallel("shard_map", jax.devices()[:1])))
+    decode = jax.jit(inference.decoder(captioner, of.config.search, configs.encoder_size(of.config), absent.anywhere(1)))
     frozen = step_of("frozen", of, model)
     given = decode.trace(params, look, jnp.zeros((4, 36, 36, 3), jnp.uint8)).lower(lowering_platforms=("cuda",))
     for lowered in (frozen.lower("cuda"), step_of("eval", of, model).lower("cuda"), given):

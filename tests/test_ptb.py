@@ -60,6 +60,7 @@ def test_golden_table_needs_every_rule(monkeypatch):
         return match, rule
 
     monkeypatch.setattr(ptb, "_longest", spy)
+    ptb.tokenize.cache_clear()
     ptb._tokens_apart.cache_clear()
     for caption, _ in GOLDEN:
         ptb.tokenize(caption)

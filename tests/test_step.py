@@ -389,3 +389,17 @@ def test_what_is_packed_comes_back_as_it_was():
     assert [leaf.ndim for leaf in jax.tree.leaves(packed)] == [0, 2, 2, 1]
     jax.tree.map(np.testing.assert_array_equal, flat.unpack_all(packed), state)
     assert flat.unpack(flat.pack({})) == {} and flat.unpack(tree) is tree
+
+
+@pytest.mark.parametrize("kind", ["frozen", "joint"])
+def test_the_network_is_traced_once_for_captions_of_all_lengths(kind):
+    of = workload.settings(tiny=True)
+    captioner, *variables = workload.model(of)
+    traced = []
+    spec = dataclasses.replace(captioner.spec, preprocess=lambda x: traced.append(x) or captioner.spec.preprocess(x))
+    step = workload.Step(workload.KINDS[kind], of, dataclasses.replace(captioner, spec=spec), *variables, 8)
+    batch = next(step._batches)
+    for length in (5, 7):
+        of_length = batch._replace(tokens_BT1=np.ones((8, length), np.int32))
+        step._step.trace(*step._arguments(of_length, step._table))
+    assert len(traced) == 1

@@ -583,6 +583,20 @@ def test_two_phases_with_a_frozen_one_on_cached_features(data, tmp_path):
     assert [path.stat().st_mtime_ns for path in cached] == modified  # read, not computed again
 
 
+def test_a_run_from_nothing_compiles_a_step_a_phase_and_reads_its_photos_once(data, tmp_path, monkeypatch):
+    wrapped, read = [], []
+    wrap, images = parallel.Parallel.wrap, records.Split.images
+    monkeypatch.setattr(parallel.Parallel, "wrap", lambda *a, **options: wrapped.append((options, wrap(*a, **options))) or wrapped[-1][1])
+    monkeypatch.setattr(records.Split, "images", lambda split, indices: read.append((split.name, len(indices))) or images(split, indices))
+    phase = "Phase(train='all', steps=2, from_scratch=True, optim=Optim('adam'), objective={!r})"
+    page = tmp_path / "two.py"
+    page.write_text("import dataclasses\nfrom jaxcap.config import *\n"
+                    f"CONFIG = dataclasses.replace(load({settings(data)[0]!r}), phases=({phase.format('words')}, {phase.format('captions')}))\n")
+    assert train.main([str(page), *settings(data)[1:], "eval_during=false", "--run-dir", str(tmp_path / "run")]) == 0
+    assert [compiled._cache_size() for options, compiled in wrapped if options.get("donate")] == [1, 1]
+    assert [of for of in read if of[0] == "train"] == [("train", 32)]
+
+
 def test_disk_full_while_saving_keeps_the_last_good_checkpoint(data, tmp_path):
     """A subprocess whose files may not grow past a limit that only a large model's checkpoint reaches."""
     directory = tmp_path / "run"

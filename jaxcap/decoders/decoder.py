@@ -18,6 +18,7 @@ from jaxcap import products, sampling
 from jaxcap.decoders import attention, cells, dropout
 from jaxcap.decoders.attention import Context
 from jaxcap.decoders.dropout import Kept, times
+from jaxcap.module import Module
 
 PyTree = Any
 
@@ -30,7 +31,7 @@ class Shown(NamedTuple):
     output_BE: Array | None
 
 
-class Decoder(nn.Module):
+class Decoder(Module):
     """The language model.
 
     Attributes:

@@ -79,7 +79,7 @@ def init(module: nn.Module, key: jax.Array, size: int) -> dict:
     def begin(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         nonlocal taken
         if leaf.ndim == 1:
-            return jnp.full(leaf.shape, float(path[-1].key in ("scale", "var")))
+            return jnp.full(leaf.shape, path[-1].key in ("scale", "var"), leaf.dtype)
         taken += leaf.size
         return math.sqrt(2 / math.prod(leaf.shape[:-1])) * drawn[taken - leaf.size:taken].reshape(leaf.shape)
 

@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from jaxcap.encoders import EncoderSpec
 from jaxcap.encoders.layers import BatchNorm, BatchNormMode, ConvBN, convolve, max_pool, require
+from jaxcap.module import Module
 from jaxcap.weights import DROPPED, TORCH_KERNEL, Entry
 
 _LAYERS = (6, 12, 24, 16)  # of each block; table 1 of the paper
@@ -58,7 +59,7 @@ class DenseNet(nn.Module):
         return x_BHWC
 
 
-class _Convolution(nn.Module):
+class _Convolution(Module):
     """Convolution alone."""
 
     channels: int

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxcap.encoders.layers import BatchNormMode, Biased, ConvBN, Padding, average_pool, convolve, max_pool, require, siblings
+from jaxcap.module import Module
 from jaxcap.weights import DROPPED, TORCH_KERNEL, Entry
 
 
@@ -166,7 +167,7 @@ class ResidualBlock(nn.Module):
         return nn.relu(x_BHWC) if self.block.relu else x_BHWC
 
 
-class SeparableConv(nn.Module):
+class SeparableConv(Module):
     """x_BHWC → y_BHWC of one `Separable`, bias and ReLU included, as one ordinary convolution: the two have no nonlinearity
     between them, and on three channels a depthwise convolution is slower than the arithmetic that it saves."""
 

@@ -16,15 +16,17 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 
+from jaxcap import platforms
 from jaxcap.encoders import dense, shifted
 from jaxcap.errors import UserError
+from jaxcap.module import Module
 
 BatchNormMode = Literal["inference", "batch", "sync", "folded"]
 Padding = str | tuple[tuple[int, int], ...]  # "SAME" and "VALID" as TensorFlow's, "CEIL" (of pools) as PyTorch's, or pixels
 EPSILON = 1e-3  # added to the variance, in the Inception networks and in EfficientNet-Lite alike
 
 
-class _Normalized(nn.Module):
+class _Normalized(Module):
     """Batch norm and activation of subclasses that declare `features`, `activation`, `gamma`, `decay`, `epsilon`, `batch_norm`
     and `dtype`.
 
@@ -112,7 +114,7 @@ class BatchNorm(_Normalized):
         return self.normalize(x_BHWC * self.scale.astype(self.dtype) if self.batch_norm == "folded" else x_BHWC)
 
 
-class Biased(nn.Module):
+class Biased(Module):
     """Convolution and bias, without batch norm and activation, padded to the same size: x_BHWC → y_BHWC."""
 
     channels: int  # of x
@@ -207,7 +209,7 @@ _affine.defvjp(lambda y_BHWC, scale, offset: (_affine(y_BHWC, scale, offset), (y
 
 def _sums(one_BHWC, other_BHWC):
     """Both summed over all pixels. On NVIDIA cards a sum takes two kernels, and two sums at once no more."""
-    return lax.platform_dependent(one_BHWC, other_BHWC, cuda=_at_once, default=lambda *both: tuple(x.sum((0, 1, 2)) for x in both))
+    return platforms.dependent(one_BHWC, other_BHWC, cuda=_at_once, default=lambda *both: tuple(x.sum((0, 1, 2)) for x in both))
 
 
 def _at_once(*both):
@@ -240,7 +242,7 @@ def convolve(x_BHWC, kernel, stride: int = 1, padding: Padding = "SAME"):
         on_cpu = ungrouped
     else:
         return ordinary(x_BHWC, kernel)
-    return lax.platform_dependent(x_BHWC, kernel, cpu=on_cpu, default=ordinary)
+    return platforms.dependent(x_BHWC, kernel, cpu=on_cpu, default=ordinary)
 
 
 def max_pool(x_BHWC, size: int = 3, stride: int = 2, padding: Padding = "VALID"):
@@ -252,8 +254,8 @@ def max_pool(x_BHWC, size: int = 3, stride: int = 2, padding: Padding = "VALID")
         return shifted.max_pool(x_BHWC, size, stride, padding)
 
     # XLA's gradient on NVIDIA cards writes five numbers for every window and then scatters, which is a tenth of a joint step's bytes.
-    return lax.platform_dependent(x_BHWC, cpu=written_out, cuda=written_out,
-                                  default=lambda x_BHWC: nn.max_pool(x_BHWC, (size, size), (stride, stride), padding))
+    return platforms.dependent(x_BHWC, cpu=written_out, cuda=written_out,
+                               default=lambda x_BHWC: nn.max_pool(x_BHWC, (size, size), (stride, stride), padding))
 
 
 def _reach(length: int, size: int, stride: int) -> int:
