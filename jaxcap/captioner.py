@@ -56,7 +56,8 @@ class Captioner:
         """Features [B, P, F] of photos with values in [0, 1], and the encoder's statistics after seeing them.
 
         Where these stay as they are ("inference") batch norm is folded here too: scale and filter get their gradients through
-        their product, and what a convolution gives need not be kept, or summed over, before and after it is normalized.
+        their product, and what a convolution gives need not be kept, or summed over, before and after it is normalized. It is a
+        compiled function also within steps, which trace it once for captions of all lengths.
         """
         if batch_norm == "inference":
             return self.frozen_encode(params, batch_stats, few=False)(image_BHWC), batch_stats

@@ -87,7 +87,7 @@ def train(configuration: Config, directory: Path, *, resume: bool = False) -> in
     finally:
         log.close()
         keeper.close()
-        session.photos = None
+        session.photos = None  # the end of a run sees others
     finish.finish(directory, own)
     return 0
 

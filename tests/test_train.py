@@ -584,17 +584,28 @@ def test_two_phases_with_a_frozen_one_on_cached_features(data, tmp_path):
 
 
 def test_a_run_from_nothing_compiles_a_step_a_phase_and_reads_its_photos_once(data, tmp_path, monkeypatch):
-    wrapped, read = [], []
+    compiled, read = [], []
     wrap, images = parallel.Parallel.wrap, records.Split.images
-    monkeypatch.setattr(parallel.Parallel, "wrap", lambda *a, **options: wrapped.append((options, wrap(*a, **options))) or wrapped[-1][1])
-    monkeypatch.setattr(records.Split, "images", lambda split, indices: read.append((split.name, len(indices))) or images(split, indices))
-    phase = "Phase(train='all', steps=2, from_scratch=True, optim=Optim('adam'), objective={!r})"
+
+    def note_steps(devices, function, **options):
+        wrapped = wrap(devices, function, **options)
+        if options.get("donate"):
+            compiled.append(wrapped)
+        return wrapped
+
+    def note_reading(split, indices):
+        read.append((split.name, len(indices)))
+        return images(split, indices)
+
+    monkeypatch.setattr(parallel.Parallel, "wrap", note_steps)
+    monkeypatch.setattr(records.Split, "images", note_reading)
     page = tmp_path / "two.py"
+    phase = "Phase(train='all', steps=2, from_scratch=True, optim=Optim('adam'), objective={!r})"
     page.write_text("import dataclasses\nfrom jaxcap.config import *\n"
                     f"CONFIG = dataclasses.replace(load({settings(data)[0]!r}), phases=({phase.format('words')}, {phase.format('captions')}))\n")
     assert train.main([str(page), *settings(data)[1:], "eval_during=false", "--run-dir", str(tmp_path / "run")]) == 0
-    assert [compiled._cache_size() for options, compiled in wrapped if options.get("donate")] == [1, 1]
-    assert [of for of in read if of[0] == "train"] == [("train", 32)]
+    assert [step._cache_size() for step in compiled] == [1, 1]
+    assert [(name, photos) for name, photos in read if name == "train"] == [("train", 32)]
 
 
 def test_disk_full_while_saving_keeps_the_last_good_checkpoint(data, tmp_path):
