@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from benchmarks.peers.jaxcap_side import TINY
-from jaxcap import encoders
+from jaxcap import encoders, memory
 from jaxcap.encoders import dense, densenet, inception, inception_resnet_v2, inception_v2, layers, shifted, winograd
 from jaxcap.encoders.efficientnet_lite import EfficientNetLite
 from jaxcap.encoders.layers import BatchNorm, ConvBN
@@ -226,6 +226,29 @@ def test_winograds_convolution_equals_the_ordinary_one(size, padding):
     with jax.enable_x64():
         x_BHWC, kernel = jnp.asarray(random.normal(size=(2, *size, 5))), jnp.asarray(random.normal(size=(3, 3, 5, 4)))
         np.testing.assert_allclose(winograd.convolve(x_BHWC, kernel, padding), ordinary(x_BHWC, kernel, padding), atol=1e-12)
+
+
+@pytest.mark.parametrize("padding", ["SAME", ((2, 1), (0, 1))])
+@pytest.mark.parametrize("batch, room, dtype, pieces", [
+    (4, 2048, jnp.bfloat16, [2]),  # two photos each
+    (3, 2048, jnp.bfloat16, [3]),  # two would not be equal parts
+    (2, 512, jnp.bfloat16, [4]),  # four rows of one photo, so that the last piece begins at the fourth of seven or eight
+    (1, 384, jnp.bfloat16, [2]),  # three rows: made even
+    (2, 2048, jnp.bfloat16, []),
+    (4, 300, jnp.bfloat16, []),  # the kernels are as many numbers
+    (4, 2048, jnp.float32, []),
+])
+def test_winograds_convolution_goes_through_the_caches_piece_by_piece(monkeypatch, batch, room, dtype, pieces, padding):
+    """A photo's row has 128 numbers of products. Of these numbers all sums and products are exact in bfloat16."""
+    monkeypatch.setattr(memory, "cores", lambda: 2)
+    monkeypatch.setattr(winograd, "PIECE", 4 * room // 2)
+    random = np.random.default_rng(0)
+    x_BHWC = jnp.asarray(random.integers(-3, 4, (batch, 7, 8 if padding == "SAME" else 9, 5)), jnp.float32)
+    kernel = jnp.asarray(4 * random.integers(-3, 4, (3, 3, 5, 4)), jnp.float32)
+    convolve = functools.partial(winograd.convolve, padding=padding)
+    lengths = re.findall(r"\blength=(\d+)", str(jax.make_jaxpr(convolve)(x_BHWC, kernel.astype(dtype))))
+    assert [int(length) for length in lengths] == pieces
+    np.testing.assert_array_equal(jax.jit(convolve)(x_BHWC, kernel.astype(dtype)), ordinary(x_BHWC, kernel, padding))
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 0), (1, 2))])

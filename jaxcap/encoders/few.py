@@ -43,11 +43,17 @@ def _room() -> int:
     return CACHE * memory.cores() // 4
 
 
+def part(batch: int, photos: int) -> int:
+    """How many of a batch at once are equal parts of at most so many; all where only parts of less than half as many would be equal."""
+    equal = max(n for n in range(1, min(photos, batch) + 1) if batch % n == 0)
+    return batch if 2 * equal < photos else equal
+
+
 def _mapped(layers: Callable[[jax.Array], jax.Array], x_BHWC: jax.Array, photos: int) -> jax.Array:
-    """`layers(x_BHWC)` in equal parts of at most so many photos; in one where only parts of less than half as many would be equal."""
+    """`layers(x_BHWC)` in such parts."""
     batch = len(x_BHWC)
-    part = max(n for n in range(1, min(photos, batch) + 1) if batch % n == 0)
-    if part == batch or 2 * part < photos:
+    at_once = part(batch, photos)
+    if at_once == batch:
         return layers(x_BHWC)
-    y = jax.lax.map(layers, x_BHWC.reshape(-1, part, *x_BHWC.shape[1:]))
+    y = jax.lax.map(layers, x_BHWC.reshape(-1, at_once, *x_BHWC.shape[1:]))
     return y.reshape(batch, *y.shape[2:])
