@@ -21,8 +21,7 @@ from benchmarks.program import Program
 from benchmarks.timing import Peak, short
 from benchmarks.workload import CACHED_8, FIVE
 from jaxcap import config as configs
-from jaxcap import losses, memory, parallel
-from jaxcap.captioner import Captioner
+from jaxcap import memory, parallel
 from jaxcap.errors import UserError, run_command
 
 PyTree = Any
@@ -39,7 +38,8 @@ def measure(kind: workload.Kind, of: workload.Settings, model: tuple, batch: int
     start = time.perf_counter()
     step = workload.Step(kind, of, *model, batch, fed=fed)
     ready = time.perf_counter()
-    lowered = step.lower()
+    traced = step.trace()
+    lowered = traced.lower()
     compiled = lowered.compile() if of.config.parallel == "shard_map" else None
     compile_s = time.perf_counter() - ready
     loss = step.loss(step())
@@ -58,8 +58,7 @@ def measure(kind: workload.Kind, of: workload.Settings, model: tuple, batch: int
         "scaled_down": not arguments.repeats and len(timed.repeats_ms) < timing.MOST,
         "photos_per_s_per_device": batch / seconds / devices,
         "set_up_s": ready - start, "compile_s": compile_s, "loss": [loss, last_loss],
-        **costs(lowered, compiled, of, model[0], batch * kind.captions // devices, train=kind.train, together=kind.together,
-                looped=0.0 if kind.cached or kind.phase == workload.JOINT else in_loops(of, *model, batch // devices)),
+        **costs(lowered, compiled, in_loops(traced.jaxpr), together=kind.together),
         "captions_per_photo": kind.captions,
         "times_faster": {who: then * batch / THEN_BATCH / seconds for who, then in THEN_S.items() if kind.train and not arguments.tiny},
     }
@@ -90,27 +89,20 @@ def order(arguments: argparse.Namespace, batches: Sequence[int], results: list[d
             yield batch, kind, way
 
 
-def costs(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled | None, of: workload.Settings, captioner: Captioner, rows: int,
-          *, train: bool, together: int = 1, looped: float = 0.0) -> dict:
-    """What one device does in one step, by XLA's own count.
+def costs(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled | None, looped: float = 0.0, *, together: int = 1) -> dict:
+    """What one device does in one step, by XLA's own count; together: steps of a dispatch.
 
     gflop: of the program as it is handed to the compiler, so the same on every machine of a platform; a compiled one hides what it gives
-    to cuDNN and cuBLAS. None where neither can be counted (under pmap on GPUs). XLA counts the body of a loop once: the recurrent products of the LSTM's other rounds are added here,
-    of a loss in chunks the other chunks' products, and of an encoder what is `looped` (`in_loops`).
+    to cuDNN and cuBLAS. None where neither can be counted (under pmap on GPUs). XLA counts the body of a loop once: `looped` is added
+    (`in_loops`).
     gb: read and written by the compiled step; without what cuDNN, cuBLAS and loops move (gb_is_lower_bound).
     program_gib: arguments, results and temporaries of the compiled step.
     """
-    hidden = of.config.decoder.hidden
-    one_product = 2 * rows * hidden * 4 * hidden
-    unroll = captioner.decoder.unroll or of.tokens
-    uncounted = max(of.tokens - unroll - of.tokens % unroll, 0)  # what is left over stands behind the loop
     analysis = lowered.cost_analysis()
-    if analysis is None:  # as jax 0.11 on GPUs: then the compiled program's products, loops included
+    if analysis is not None:
+        flops = (analysis["flops"] + looped) / together
+    else:  # as jax 0.11 on GPUs: then the compiled program's products, loops included
         flops = sum(k.times * k.flop for k in Program(compiled.as_text()).kernels) / together if compiled else None
-    else:
-        flops = analysis["flops"] + looped + uncounted * one_product * (2 if train else 1)
-        chunks, size = losses.chunked(rows * of.tokens)
-        flops += (chunks - 1) * 2 * size * hidden * of.vocabulary * (3 if train else 1)
     gb = program_gib = lower_bound = None
     if compiled is not None:
         gb = compiled.cost_analysis().get("bytes accessed", 0) / 1e9 or None
@@ -122,16 +114,29 @@ def costs(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled | None, of:
     return {"gflop": None if flops is None else flops / 1e9, "gb": gb, "gb_is_lower_bound": lower_bound, "program_gib": program_gib}
 
 
-def in_loops(of: workload.Settings, captioner: Captioner, params: PyTree, batch_stats: PyTree, photos: int) -> float:
-    """What XLA does not count, in floating-point operations, of a frozen encoder that sees so many photos few at a time."""
-    size = configs.encoder_size(of.config)
-    image_BHWC = jax.ShapeDtypeStruct((photos, size, size, 3), np.float32)
+def in_loops(jaxpr: Any) -> float:
+    """Floating-point operations of products and convolutions in the rounds of loops that XLA does not count."""
+    return _products(jaxpr, all_rounds=True) - _products(jaxpr, all_rounds=False)
 
-    def counted(few: bool) -> float:
-        see = jax.jit(lambda params, batch_stats, image_BHWC: captioner.frozen_encode(params, batch_stats, few=few)(image_BHWC))
-        return see.lower(params, batch_stats, image_BHWC).cost_analysis()["flops"]
 
-    return counted(False) - counted(True) if captioner.platform == "cpu" else 0.0
+def _products(jaxpr: Any, *, all_rounds: bool) -> float:
+    """Their floating-point operations; of a loop in all rounds, or in those that its compiled body holds and that stand behind it."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name in ("dot_general", "conv_general_dilated"):
+            left, right = (variable.aval.shape for variable in equation.invars)
+            dimensions = params["dimension_numbers"]
+            summed = [left[i] for i in dimensions[0][0]] if name == "dot_general" else np.delete(right, dimensions.rhs_spec[0])
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(map(int, summed))
+            continue
+        values = [each for value in params.values() for each in (value if isinstance(value, (tuple, list)) else [value])]
+        within = [_products(each, all_rounds=all_rounds) for each in values if hasattr(each, "eqns")]
+        if name == "scan":
+            unroll = min(params["unroll"], params["length"])
+            within = [(params["length"] if all_rounds else unroll + params["length"] % unroll) * sum(within)]
+        total += max(within, default=0) if name == "cond" else sum(within)
+    return total
 
 
 def peaks(arguments: argparse.Namespace) -> Peak | None:

@@ -144,7 +144,11 @@ class Step:
         self._step = self.devices.wrap(self._function, **self._wrap)
 
     def lower(self, platform: str = "", devices: Sequence[jax.Device] = (), resident_rows: int = 0) -> jax.stages.Lowered:
-        """The step as it is handed to the compiler, here or, named "cpu", "cuda" or "tpu", of a platform that need not be here.
+        """The step as it is handed to the compiler; the arguments are those of `trace`."""
+        return self.trace(platform, devices, resident_rows).lower(lowering_platforms=(platform,) if platform else None)
+
+    def trace(self, platform: str = "", devices: Sequence[jax.Device] = (), resident_rows: int = 0) -> jax.stages.Traced:
+        """The step as it is traced, here or, named "cpu", "cuda" or "tpu", for a platform that need not be here.
 
         devices: of that platform, which it is compiled for (`benchmarks.absent`), with resident_rows photos or features on each, if
         not as many as here. pmap offers no such look; shard_map's program is the same one.
@@ -162,7 +166,7 @@ class Step:
         arguments = self._arguments(batch, table)
         if devices or platform:  # what arrays live on here is no matter there
             arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
-        return wrapped.trace(*arguments).lower(lowering_platforms=(platform,) if platform else None)
+        return wrapped.trace(*arguments)
 
     def hurry(self) -> None:
         """Compiles the step without a search for the fastest algorithms, most of what compiling takes on GPUs: for a call or two

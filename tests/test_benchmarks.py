@@ -28,7 +28,7 @@ from benchmarks.workload import KINDS
 from jaxcap import captioner as captioners
 from jaxcap import encoders
 from jaxcap.data import records
-from jaxcap.encoders import few
+from jaxcap.encoders import dense, few
 from jaxcap.errors import UserError
 from jaxcap.vocab import BOS, EOS, PAD
 
@@ -314,17 +314,29 @@ def test_arithmetic_is_counted_in_full(B):
     key = jax.random.PRNGKey(0)
     decoder = captioner.decoder.init(key, jnp.ones((1, 1, 2048)), jnp.ones((1, 1), jnp.int32))["params"]
     step = workload.Step(KINDS["cached"], of, captioner, {"encoder": {}, "decoder": decoder}, {}, B, devices=jax.devices()[:1])
-    lowered = step.lower()
-    counted = step_time.costs(lowered, None, of, captioner, B, train=True)["gflop"]
+    traced = step.trace()
+    lowered, looped = traced.lower(), step_time.in_loops(traced.jaxpr)
+    counted = step_time.costs(lowered, None, looped)["gflop"]
     T, E, D, V, F = 20, 512, 512, 12_000, 2048
     forward = B * T * D * V + B * (T + 1) * E * 4 * D + B * T * D * 4 * D + B * F * E
     backward = 2 * forward - B * F * E  # the frozen features need no gradient
     assert counted == pytest.approx(2 * (forward + backward) / 1e9, rel=0.02)
     if B == 32:  # where XLA counts only compiled programs, products are counted in their text
         uncounted = SimpleNamespace(cost_analysis=lambda: None)
-        assert step_time.costs(uncounted, None, of, captioner, B, train=True)["gflop"] is None
-        counted = step_time.costs(uncounted, lowered.compile(), of, captioner, B, train=True, together=2)["gflop"]
+        assert step_time.costs(uncounted, None, looped)["gflop"] is None
+        counted = step_time.costs(uncounted, lowered.compile(), looped, together=2)["gflop"]
         assert counted == pytest.approx((forward + backward) / 1e9, rel=0.02)
+
+
+def test_arithmetic_of_all_rounds_of_loops_is_counted():
+    def twice(x, kernel):  # within another loop, and half of it under a condition
+        return jax.lax.scan(lambda x, _: (jax.lax.cond(x[0, 0] > 0, lambda x: x @ kernel, lambda x: x, x), None), x @ kernel, length=5, unroll=2)[0]
+
+    jaxpr = jax.make_jaxpr(lambda x, kernel: jax.lax.map(lambda x: twice(x, kernel), x))(jnp.ones((3, 4, 8)), jnp.ones((8, 8)))
+    one = 2 * 4 * 8 * 8  # XLA counts one of three, in it the product before the loop, two in its body and one behind it
+    assert step_time.in_loops(jaxpr) == (3 * (1 + 5) - (1 + 2 + 1)) * one
+    jaxpr = jax.make_jaxpr(lambda x: jax.lax.map(lambda x: dense.ordinary(x, jnp.ones((3, 3, 4, 6)), 1, "SAME", 2), x))(jnp.ones((5, 2, 7, 7, 8)))
+    assert step_time.in_loops(jaxpr) == 4 * 2 * (2 * 7 * 7 * 6) * (3 * 3 * 4)
 
 
 def test_arithmetic_of_an_encoder_that_sees_few_photos_at_a_time_is_counted_in_full(monkeypatch):
