@@ -89,7 +89,7 @@ def order(arguments: argparse.Namespace, batches: Sequence[int], results: list[d
             yield batch, kind, way
 
 
-def costs(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled | None, looped: float = 0.0, *, together: int = 1) -> dict:
+def costs(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled | None, looped: float, *, together: int = 1) -> dict:
     """What one device does in one step, by XLA's own count; together: steps of a dispatch.
 
     gflop: of the program as it is handed to the compiler, so the same on every machine of a platform; a compiled one hides what it gives

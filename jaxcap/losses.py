@@ -89,15 +89,10 @@ def policy_sums(outputs_TBW: Array, kernel_WV: Array, bias_V: Array, targets_TB:
     return _chunked(0.0, outputs_CSW, kernel_WV, bias_V, targets_CS, jax.lax.stop_gradient(weights_CS), filled)
 
 
-def chunked(tokens: int) -> tuple[int, int]:
-    """Into how many chunks so many tokens fall, and how many tokens one holds."""
-    chunks = -(-tokens // CHUNK)
-    return chunks, -(-tokens // chunks)
-
-
 def _in_chunks(*arrays: Array) -> tuple[Array, ...]:
     """Arrays of tokens [N, …] as [C, S, …], filled up with zeros, which as targets are PAD."""
-    chunks, size = chunked(len(arrays[0]))
+    chunks = -(-len(arrays[0]) // CHUNK)
+    size = -(-len(arrays[0]) // chunks)
 
     def cut(x: Array) -> Array:
         return jnp.pad(x, ((0, chunks * size - len(x)), *[(0, 0)] * (x.ndim - 1))).reshape(chunks, size, *x.shape[1:])

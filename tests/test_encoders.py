@@ -232,7 +232,7 @@ def test_winograds_convolution_equals_the_ordinary_one(size, padding):
 @pytest.mark.parametrize("batch, room, dtype, pieces", [
     (4, 2048, jnp.bfloat16, [2]),  # two photos each
     (3, 2048, jnp.bfloat16, [3]),  # two would not be equal parts
-    (2, 512, jnp.bfloat16, [4]),  # four rows of one photo, so that the last piece begins at the fourth of seven or eight
+    (2, 512, jnp.bfloat16, [4]),  # four rows of one photo: of seven the last four begin within the first
     (1, 384, jnp.bfloat16, [2]),  # three rows: made even
     (2, 2048, jnp.bfloat16, []),
     (4, 300, jnp.bfloat16, []),  # the kernels are as many numbers

@@ -31,16 +31,17 @@ def see(module, layers: Callable[..., jax.Array], image_BHWC: jax.Array) -> jax.
 
 def _photos(numbers: int) -> int:
     """As many, a power of two, as there is room for in the caches of all cores, of so many float32 numbers each; at least one."""
-    return 1 << max(_room() // numbers, 1).bit_length() - 1
+    return 1 << max(room(CACHE) // numbers, 1).bit_length() - 1
 
 
 def fits(numbers: int) -> bool:
     """Whether there is room for so many float32 numbers in the caches of all cores."""
-    return numbers <= _room()
+    return numbers <= room(CACHE)
 
 
-def _room() -> int:
-    return CACHE * memory.cores() // 4
+def room(bytes_a_core: int) -> int:
+    """How many float32 numbers take so many bytes of the caches of each core."""
+    return bytes_a_core * memory.cores() // 4
 
 
 def part(batch: int, photos: int) -> int:

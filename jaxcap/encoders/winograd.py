@@ -10,7 +10,7 @@ numbers as outputs: then it goes piece by piece, some photos or some rows of one
 import jax.numpy as jnp
 from jax import lax
 
-from jaxcap import memory, products
+from jaxcap import products
 from jaxcap.encoders import few, shifted
 
 LARGE, CHANNELS = 56, 16  # pixels a side, and channels from which on it pays there: fewer make products too thin to gain by
@@ -60,7 +60,7 @@ def _piece(x_BHWC, kernel_hwIO, height: int, width: int) -> tuple[int, int]:
     float32, whose products XLA is slower at where they are small.
     """
     batch, (_, _, into, out) = len(x_BHWC), kernel_hwIO.shape
-    room = PIECE * memory.cores() // 4
+    room = few.room(PIECE)
     rows = max(room // (4 * width * out), 1)
     if not products.rounds(x_BHWC, kernel_hwIO) or 16 * into * out > room or batch * height <= rows:
         return batch, height
